@@ -1,0 +1,27 @@
+"""memfit shows where a neural network's memory goes, layer by layer, and makes the network fit.
+
+Names load on use, so that `import memfit` costs next to nothing and never imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memfit.api import Profile, capture, load_graph, profile, save_graph
+    from memfit.graph.model import Graph
+
+__version__ = "0.1.0"
+__all__ = ["Graph", "Profile", "capture", "load_graph", "profile", "save_graph"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Graph":
+        from memfit.graph.model import Graph
+
+        return Graph
+    if name in __all__:
+        from memfit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'memfit' has no attribute {name!r}")

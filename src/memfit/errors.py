@@ -1,0 +1,70 @@
+"""The one family of errors that memfit raises for what a user can mend.
+
+Every message answers four questions: what failed, where, what was received, what to do.
+"""
+
+from __future__ import annotations
+
+
+class MemfitError(Exception):
+    """Base of every error that memfit raises on purpose; `exit_code` is what the command line returns.
+
+    Args:
+        what: what failed, one sentence without a full stop.
+        where: file, operation or module path; None where the sentence already says it.
+        received: what memfit was given.
+        todo: what the reader can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self, what: str, *, where: str | None = None, received: str | None = None, todo: str | None = None
+    ) -> None:
+        self.what, self.where, self.received, self.todo = what, where, received, todo
+        lines = [what]
+        if where:
+            lines.append(f"  where:    {where}")
+        if received:
+            lines.append(f"  received: {received}")
+        if todo:
+            lines.append(f"  to do:    {todo}")
+        super().__init__("\n".join(lines))
+
+
+class UsageError(MemfitError):
+    """An option, a shape or a name that cannot be understood."""
+
+
+class SourceError(MemfitError):
+    """A model source that cannot be found, read or built."""
+
+
+class CaptureError(MemfitError):
+    """A model that refused its input, or that cannot be captured."""
+
+
+class DataDependentError(CaptureError):
+    """Control flow that depends on values, which a capture without arithmetic does not have."""
+
+
+class UnsupportedOp(MemfitError):
+    """An operation that no table entry describes."""
+
+
+class GraphError(MemfitError):
+    """A graph that breaks a rule of its own language, or a graph file that cannot be read."""
+
+
+class OutputError(MemfitError):
+    """A result that cannot be written."""
+
+
+class MissingExtra(MemfitError):
+    """A command needs a package that is not installed."""
+
+
+class InternalError(MemfitError):
+    """A fault of memfit itself."""
+
+    exit_code = 3

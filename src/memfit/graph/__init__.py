@@ -1,0 +1,1 @@
+"""The graph and its rules: storages, tensors, operations, scopes; verified, saved and loaded without torch."""
