@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.capture.phantom import dense, phantom
+from memfit.capture.phantom import contiguous_strides, dense, phantom
 
 Rule = Callable[..., Any]
 aten = torch.ops.aten
@@ -73,8 +73,8 @@ def _convolution(
         return NotImplemented
     if not x.is_contiguous() or not w.is_contiguous() or w.shape[0] % groups:
         return NotImplemented
-    if rank == 4 and _ambiguous_layout(x, w):
-        return NotImplemented
+    if rank == 4 and (x.stride() != contiguous_strides(x.shape) or w.stride() != contiguous_strides(w.shape)):
+        return NotImplemented  # a dimension of size 1 can hide that this is channels-last
     out = [x.shape[0], w.shape[0]]
     for d in range(rank - 2):
         s = stride[d] if len(stride) > 1 else stride[0]
@@ -85,12 +85,6 @@ def _convolution(
             return NotImplemented
         out.append(size)
     return dense(tuple(out), x.dtype)
-
-
-def _ambiguous_layout(x: Tensor, w: Tensor) -> bool:
-    """True where a contiguous operand also reads as channels-last, so that the kernel's choice is not obvious."""
-    last = torch.channels_last
-    return x.is_contiguous(memory_format=last) or w.is_contiguous(memory_format=last)
 
 
 def _batch_norm(
@@ -174,7 +168,9 @@ def _cat(tensors: list[Tensor], dim: int = 0) -> Any:
 
 
 def _looks_channels_last(t: Tensor) -> bool:
-    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and (
+        t.stride() != contiguous_strides(t.shape)
+    )
 
 
 def _cpu_flash_attention(

@@ -45,6 +45,9 @@ _RANDOM = {
 _NATIVE_VIEWS = {"_unsafe_view", "_reshape_alias", "detach", "alias", "lift"}
 
 
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
 class _RawOp(NamedTuple):
     """An operation as recorded, before its kind and MACs are looked up."""
 
@@ -73,6 +76,7 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.modules = list(model.named_modules())
         self.ops: list[_RawOp] = []
         self.saved: dict[int, list[int]] = {}
         self.tensors: list[Value] = []
@@ -85,7 +89,6 @@ class Tracer(TorchDispatchMode):
         self.phase = Phase.FORWARD
         self.scope = 0
         self.failure: tuple[str, int, tuple[tuple[int, ...], ...]] | None = None
-        self._model = model
         self._sids: dict[int, int] = {}
         self._versions: list[int] = []
         self._tids: dict[tuple[Any, ...], int] = {}
@@ -102,7 +105,7 @@ class Tracer(TorchDispatchMode):
     # -- storages and tensors -------------------------------------------------------------------------------------
 
     def add_storage(self, tensor: Tensor, kind: StorageKind, birth: int) -> int:
-        """Register a tensor's storage under a new number and watch for its end."""
+        """Register a tensor's storage under a new number, and watch for its end if an operation made it."""
         storage = tensor.untyped_storage()
         sid = len(self.nbytes)
         self.nbytes.append(storage.nbytes())
@@ -111,6 +114,8 @@ class Tracer(TorchDispatchMode):
         self._versions.append(0)
         cdata = storage._cdata
         self._sids[cdata] = sid
+        if birth == BEFORE:
+            return sid
         ref = _StorageRef(storage, self._on_death)
         ref.cdata = cdata
         ref.sid = sid
@@ -144,7 +149,7 @@ class Tracer(TorchDispatchMode):
         """Register a tensor that no operation made: an attribute of a module, or a value closed over."""
         if self._extra_tensors is None:
             self._extra_tensors = {}
-            for path, module in self._model.named_modules():
+            for path, module in self.modules:
                 for attribute, value in vars(module).items():
                     if isinstance(value, Tensor):
                         self._extra_tensors[value.untyped_storage()._cdata] = f"{path}.{attribute}".lstrip(".")
@@ -157,8 +162,7 @@ class Tracer(TorchDispatchMode):
 
     def _keep_constant(self, tid: int, tensor: Tensor) -> None:
         if not is_phantom(tensor) and tensor.numel() * tensor.element_size() <= _CONSTANT_LIMIT:
-            data = tensor.detach().contiguous().flatten().view(torch.uint8) if tensor.dim() else tensor.reshape(1)
-            raw = bytes(data.contiguous().view(torch.uint8).tolist())
+            raw = bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
             self.constants[tid] = base64.b64encode(raw).decode()
 
     # -- dispatch -------------------------------------------------------------------------------------------------
@@ -353,9 +357,9 @@ class Tracer(TorchDispatchMode):
                 tid = self.tensor_id(value)
                 inputs.append(tid)
                 recorded.append(Ref(tid))
-            elif value is None or isinstance(value, int | float | str | bool):
+            elif type(value) in _PLAIN:
                 recorded.append(value)
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, (list, tuple)):
                 recorded.append(self._encode(value, inputs))
             else:
                 recorded.append(_symbol(value))
@@ -439,11 +443,11 @@ def capture_module(
     kwargs = dict(kwargs or {})
     tracer = Tracer(model)
     with ExitStack() as stack:
-        stack.enter_context(_mode_of(model, training))
-        stack.enter_context(_on_cpu(model))
-        scopes = _register_state(tracer, model)
+        stack.enter_context(_mode_of(tracer, training))
+        stack.enter_context(_on_cpu(tracer))
+        scopes = _register_state(tracer)
         inputs = _register_inputs(tracer, (args, kwargs), input_names)
-        stack.enter_context(_scoped_calls(tracer, model))
+        stack.enter_context(_scoped_calls(tracer))
         stack.enter_context(_without_collection())
         stack.enter_context(_kept_gradients(model))
         outputs = _run(tracer, model, args, kwargs, training, loss, optimizer)
@@ -501,14 +505,13 @@ def _identity(value: Any) -> Any:
 
 def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError:
     """Say which module refused, and what it got."""
-    path = _path_of(model, tracer.failing_scope) if hasattr(tracer, "failing_scope") else None
     received = None
-    where = None
+    where = type(model).__name__
     if tracer.failure is not None:
         target, scope, shapes = tracer.failure
-        path = _path_of(model, scope)
-        received = " and ".join(format_shape(s) for s in shapes) + f", in {target}"
-    where = path or where or type(model).__name__
+        path, module = tracer.modules[scope]
+        where = f"{path or '(root)'} ({type(module).__name__})"
+        received = f"{' and '.join(format_shape(s) for s in shapes)}, in {target}"
     message = str(error).strip().splitlines() or [type(error).__name__]
     return CaptureError(
         f"the model failed on this input: {type(error).__name__}: {message[0]}",
@@ -516,13 +519,6 @@ def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError
         received=received,
         todo="check the input's shape and dtype (--input 1x3x224x224, or 1x128:int64 for token ids)",
     )
-
-
-def _path_of(model: nn.Module, scope: int) -> str:
-    for index, (path, module) in enumerate(model.named_modules()):
-        if index == scope:
-            return f"{path or '(root)'} ({type(module).__name__})"
-    return "(root)"
 
 
 def default_loss(outputs: Any) -> Tensor:
@@ -550,11 +546,11 @@ def _mark(tracer: Tracer, tensors: Any, kind: StorageKind) -> None:
                 tracer.kinds[sid] = kind
 
 
-def _register_state(tracer: Tracer, model: nn.Module) -> list[Scope]:
+def _register_state(tracer: Tracer) -> list[Scope]:
     """Number the parameters, buffers and modules; a tied tensor is numbered once, under its first name."""
     scopes: list[Scope] = []
     index_of: dict[str, int] = {}
-    for index, (path, module) in enumerate(model.named_modules()):
+    for index, (path, module) in enumerate(tracer.modules):
         index_of[path] = index
         parent = index_of.get(path.rpartition(".")[0], 0) if path else -1
         prefix = f"{path}." if path else ""
@@ -662,9 +658,9 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def _mode_of(model: nn.Module, training: bool) -> Iterator[None]:
+def _mode_of(tracer: Tracer, training: bool) -> Iterator[None]:
     """Put the model in training or evaluation mode, and back."""
-    changed = [m for m in model.modules() if m.training is not training]
+    changed = [m for _, m in tracer.modules if m.training is not training]
     for module in changed:
         module.training = training
     try:
@@ -675,11 +671,11 @@ def _mode_of(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _on_cpu(model: nn.Module) -> Iterator[None]:
+def _on_cpu(tracer: Tracer) -> Iterator[None]:
     """Let phantoms stand in for parameters and buffers that are not on the CPU, and put the originals back."""
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     stand_ins: dict[int, Tensor] = {}
-    for module in model.modules():
+    for _, module in tracer.modules:
         for members in (module._parameters, module._buffers):
             for name, tensor in members.items():
                 if tensor is not None and tensor.device.type != "cpu":
@@ -715,9 +711,9 @@ def _kept_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _scoped_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
+def _scoped_calls(tracer: Tracer) -> Iterator[None]:
     """Keep the tracer's scope at the module whose call is running."""
-    index_of = {id(module): index for index, (_, module) in enumerate(model.named_modules())}
+    index_of = {id(module): index for index, (_, module) in enumerate(tracer.modules)}
     original = nn.Module.__call__
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
