@@ -1,0 +1,108 @@
+"""Options that every command shares, and what they do once a result is there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from memfit.analysis.result import Profile
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FORMATS = ("table", "md", "csv", "json")
+"""Formats that a terminal can show; a test holds them against the renderers."""
+
+
+class Output(NamedTuple):
+    """Where a result goes."""
+
+    format: str
+    files: tuple[Path, ...]
+    force: bool
+
+
+def output_options(command: Command) -> Command:
+    """Add --format, --output, --force and --debug, in that order."""
+    for option in reversed(
+        (
+            click.option("--format", type=click.Choice(FORMATS), default="table", help="What is printed."),
+            click.option(
+                "-o",
+                "--output",
+                "files",
+                metavar="FILE",
+                type=click.Path(path_type=Path),
+                multiple=True,
+                help="Also write a file; its suffix picks the format: .md .csv .json .png .txt (may repeat).",
+            ),
+            click.option("--force", is_flag=True, help="Overwrite files that exist."),
+            click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def select_options(command: Command) -> Command:
+    """Add --sort, --top, --where, --columns and --depth, in that order."""
+    for option in reversed(
+        (
+            click.option("--sort", metavar="COLUMN", help="Order rows, largest first; + or - before it turns that."),
+            click.option("--top", metavar="N", type=click.IntRange(min=1), help="Show the first N rows."),
+            click.option(
+                "--where",
+                metavar="CONDITION",
+                multiple=True,
+                help="Show rows such as 'type=conv2d', 'peak_bytes>=100KiB', 'name~^features' (may repeat).",
+            ),
+            click.option("--columns", metavar="A,B,…", help="Show these columns, by their names in JSON."),
+            click.option(
+                "--depth", metavar="N", type=click.IntRange(min=1), help="Join rows below the Nth level of modules."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def split_columns(text: str | None) -> list[str] | None:
+    """Read the comma-separated columns.
+
+    >>> split_columns("name, macs")
+    ['name', 'macs']
+    """
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def deliver(result: Profile, output: Output, *, also_written: Sequence[Path] = ()) -> None:
+    """Write the files, print the result, and name the files on stderr.
+
+    Files come first, so that a reader who closes the pipe early loses none.
+    """
+    from memfit import report
+    from memfit.report.files import write
+
+    for path in output.files:
+        write(result, path, force=output.force)
+    report.RENDERERS[output.format].render(result, sys.stdout)
+    sys.stdout.flush()
+    for path in (*output.files, *also_written):
+        click.echo(f"memfit: wrote {path}", err=True)
+
+
+@contextmanager
+def busy(message: str) -> Iterator[None]:
+    """Show that work is going on, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, highlight=False, markup=False).status(message):
+        yield

@@ -1,0 +1,33 @@
+"""Renderers: each takes a result and a stream, and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
+
+from memfit.analysis.result import Profile
+from memfit.report import csv, json, markdown, png, table
+
+
+class Renderer(NamedTuple):
+    """One report format."""
+
+    render: Callable[[Profile, IO[Any]], None]
+    suffix: str
+    """The file name's ending that asks for it."""
+    binary: bool = False
+    """True where the stream is one of bytes, which no terminal shows."""
+    needs: str | None = None
+    """A package outside the core."""
+    extra: str | None = None
+    """The extra that brings it."""
+
+
+RENDERERS: dict[str, Renderer] = {
+    "table": Renderer(table.render, ".txt"),
+    "md": Renderer(markdown.render, ".md"),
+    "csv": Renderer(csv.render, ".csv"),
+    "json": Renderer(json.render, ".json"),
+    "png": Renderer(png.render, ".png", binary=True, needs="matplotlib", extra="plots"),
+}
+"""Every report format by name; the command line and the files read it here."""

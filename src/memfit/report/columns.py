@@ -1,0 +1,183 @@
+"""What a column is called, how its cells read, and how much it matters when there is little room.
+
+Every renderer reads its labels and cells here, so that a figure reads the same in each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from memfit.analysis.result import Profile
+from memfit.analysis.select import ADDITIVE
+from memfit.units import format_bytes, format_count, format_shape
+
+Row = dict[str, Any]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shape(value: Any) -> str:
+    return format_shape(tuple(value)) if isinstance(value, tuple | list) else _text(value)
+
+
+def _share(value: Any) -> str:
+    return f"{value:.2%}"
+
+
+def _milliseconds(value: Any) -> str:
+    return f"{value:.3f} ms"
+
+
+class Column(NamedTuple):
+    """One column as people see it."""
+
+    label: str
+    cell: Callable[[Any], str]
+    importance: int
+    """The least important column goes first where the room is short."""
+    right: bool = True
+    """Numbers stand to the right."""
+    modelled: bool = False
+    """True for a figure that a memory model gives, whose label names the model."""
+
+
+COLUMNS: dict[str, Column] = {
+    "name": Column("name", _text, 100, right=False),
+    "type": Column("type", _text, 80, right=False),
+    "class": Column("class", _text, 70, right=False),
+    "phase": Column("phase", _text, 68, right=False),
+    "module": Column("module", _text, 30, right=False),
+    "depth": Column("depth", _text, 5),
+    "norm": Column("norm", _text, 22, right=False),
+    "activation": Column("activation", _text, 24, right=False),
+    "kernel": Column("kernel", _shape, 46),
+    "stride": Column("stride", _shape, 44),
+    "shape": Column("shape", _shape, 72),
+    "output_shape": Column("output shape", _shape, 66),
+    "dtype": Column("dtype", _text, 56, right=False),
+    "elements": Column("elements", format_count, 54),
+    "activations": Column("activations", format_count, 42),
+    "weights": Column("weights", format_count, 34),
+    "params": Column("params", format_count, 64),
+    "params_share": Column("share", _share, 32),
+    "macs": Column("MACs", format_count, 58),
+    "bytes": Column("bytes", format_bytes, 74),
+    "activation_bytes": Column("outputs", format_bytes, 40, modelled=True),
+    "workspace_bytes": Column("workspace", format_bytes, 60, modelled=True),
+    "saved_bytes": Column("saved", format_bytes, 92, modelled=True),
+    "allocated_bytes": Column("allocated", format_bytes, 94, modelled=True),
+    "peak_bytes": Column("peak", format_bytes, 96, modelled=True),
+}
+"""Every known column, in the order in which it is shown."""
+
+MEMORY_COLUMNS: dict[str, str] = {
+    "tinytl": "saved_bytes",
+    "autograd": "saved_bytes",
+    "tensors": "allocated_bytes",
+}
+"""The column a memory model is about; for every other model it is the peak."""
+
+_FIGURES = ("peak_bytes", "saved_bytes", "allocated_bytes", "activation_bytes", "bytes", "macs", "params", "elements")
+
+
+def column(key: str) -> Column:
+    """Describe a column, known or not, by its key's ending.
+
+    >>> column("peak_bytes").label, column("head_bytes").cell(2048), column("mean_ms").label
+    ('peak', '2.0 KiB', 'mean')
+    """
+    if key in COLUMNS:
+        return COLUMNS[key]
+    if key.endswith("_bytes"):
+        return Column(key.removesuffix("_bytes").replace("_", " "), format_bytes, 50)
+    if key.endswith("_ms"):
+        return Column(key.removesuffix("_ms").replace("_", " "), _milliseconds, 50)
+    if key.endswith("_share"):
+        return Column(key.replace("_", " "), _share, 20)
+    return Column(key.replace("_", " "), _shape, 10, right=False)
+
+
+def cell(key: str, value: Any) -> str:
+    """Write one cell for people; a null is blank.
+
+    >>> cell("kernel", [3, 3]), cell("params", 3504872), cell("norm", None)
+    ('3x3', '3,504,872', '')
+    """
+    return "" if value is None else column(key).cell(value)
+
+
+def label(profile: Profile, key: str) -> str:
+    """Name a column; a memory figure's label says which model it is of."""
+    known = column(key)
+    return f"{known.label} ({profile.memory})" if known.modelled else known.label
+
+
+def keys(profile: Profile) -> tuple[str, ...]:
+    """List every column of the rows: as asked for, or in the order of COLUMNS with unknown ones before the sizes."""
+    if profile.selection and profile.selection.columns is not None:
+        return profile.selection.columns
+    present = dict.fromkeys(key for row in profile.rows for key in row)
+    sizes = [key for key in COLUMNS if key in present and COLUMNS[key].modelled]
+    known = [key for key in COLUMNS if key in present and not COLUMNS[key].modelled]
+    return (*known, *(key for key in present if key not in COLUMNS), *sizes)
+
+
+def filled(profile: Profile) -> tuple[str, ...]:
+    """List the columns worth showing to people: all asked for, or those with at least one value."""
+    if profile.selection and profile.selection.columns is not None:
+        return profile.selection.columns
+    return tuple(key for key in keys(profile) if any(row.get(key) is not None for row in profile.rows))
+
+
+def figure(profile: Profile) -> str | None:
+    """Name the column that the report is about: the memory model's own, or else the first figure there is."""
+    shown = [key for key in keys(profile) if any(_is_number(row.get(key)) for row in profile.rows)]
+    wanted = (MEMORY_COLUMNS.get(profile.memory, "peak_bytes"), *_FIGURES)
+    return next((key for key in wanted if key in shown), shown[0] if shown else None)
+
+
+def values(profile: Profile, key: str) -> list[float]:
+    """Give a column's figures, one per row; a null has no length to draw."""
+    numbers = (row.get(key) for row in profile.rows)
+    return [float(number) if isinstance(number, int | float) else 0.0 for number in numbers]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def peak_row(profile: Profile) -> int | None:
+    """Find the row at which the network's peak is, where it is shown."""
+    place = profile.totals.get("peak_at")
+    if place is None:
+        return None
+    return next((index for index, row in enumerate(profile.rows) if row.get("name") == place), None)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of a text, since paths differ at both ends.
+
+    >>> shorten("encoder.layers.11.attention.output", 16)
+    'encoder.…n.output'
+    """
+    if len(text) <= width:
+        return text
+    head = max(width - 1, 0) // 2
+    tail = max(width - 1, 0) - head
+    return text[:head] + "…" + (text[-tail:] if tail else "")
+
+
+def summary_rows(profile: Profile, shown: Sequence[str]) -> list[tuple[str, Row]]:
+    """Give the lines below the rows: what the rows left out sum to, then the whole."""
+    lines: list[tuple[str, Row]] = []
+    chosen = profile.selection
+    if chosen and chosen.hidden_rows:
+        count = chosen.hidden_rows
+        lines.append((f"other {format_count(count)} row{'s' if count > 1 else ''}", chosen.hidden))
+    totals = {key: profile.totals[key] for key in shown if key in profile.totals and key in ADDITIVE}
+    if totals:
+        lines.append(("total", totals))
+    return lines

@@ -1,0 +1,152 @@
+"""A bar chart: one bar per row of the column that the report is about, the peak set apart."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+from memfit import __version__
+from memfit.analysis.result import Profile
+from memfit.errors import MissingExtra
+from memfit.report import headline
+from memfit.report.columns import cell, figure, label, peak_row, shorten, values
+from memfit.units import format_count
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST = 80
+"""More bars than this cannot be read: then the largest are drawn, in the order of the rows."""
+
+_INK, _SOFT, _GRID = "#1f2933", "#66727f", "#e4e8ec"
+_BAR, _PEAK = "#8fb1cc", "#d1495b"
+_INCHES, _ROW, _ABOVE, _BELOW = 9.6, 0.27, 0.86, 0.95
+_NAME = 38
+_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+
+
+def render(profile: Profile, stream: IO[bytes]) -> None:
+    """Draw the chart.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra(
+            "a .png needs matplotlib, which is not installed", todo="pip install 'memfit[plots]'"
+        ) from None
+
+    key = figure(profile)
+    drawn = _drawn(profile, key)
+    height = _ABOVE + _BELOW + _ROW * max(len(drawn), 4)
+    chart = Figure(figsize=(_INCHES, height), dpi=160, facecolor="white")
+    FigureCanvasAgg(chart)
+    longest = max((len(_name(profile, index)) for index in drawn), default=0)
+    left = (0.35 + 0.078 * longest) / _INCHES
+    axes = chart.add_axes((left, _BELOW / height, 0.975 - left, 1 - (_ABOVE + _BELOW) / height))
+    if key is None or not drawn:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no rows", color=_SOFT, ha="center", va="center", transform=axes.transAxes)
+    else:
+        _draw(axes, profile, key, drawn)
+    _write(chart, profile, key, len(drawn), height)
+    chart.savefig(stream, format="png", metadata={"Software": f"memfit {__version__}"})
+
+
+def _drawn(profile: Profile, key: str | None) -> list[int]:
+    count = len(profile.rows)
+    if key is None or count <= MOST:
+        return list(range(count))
+    sizes = values(profile, key)
+    return sorted(sorted(range(count), key=lambda index: -sizes[index])[:MOST])
+
+
+def _name(profile: Profile, index: int) -> str:
+    return shorten(str(profile.rows[index].get("name", index + 1)), _NAME)
+
+
+def _draw(axes: Axes, profile: Profile, key: str, drawn: list[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    every = values(profile, key)
+    sizes = [every[index] for index in drawn]
+    unit, factor = _unit(key, max(sizes))
+    lengths = [size / factor for size in sizes]
+    places = range(len(drawn))
+    marked = _marked(profile, key, drawn, sizes)
+    colours = [_PEAK if place == marked else _BAR for place in places]
+    axes.barh(places, lengths, height=0.72, color=colours, zorder=2)
+    reach = max(lengths) or 1.0
+    axes.set_xlim(0, reach * 1.15)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    for place, index in enumerate(drawn):
+        strong = place == marked
+        text = cell(key, profile.rows[index].get(key))
+        axes.text(
+            lengths[place] + reach * 0.01,
+            place,
+            f"peak {text}" if strong and key == "peak_bytes" else text,
+            color=_PEAK if strong else _SOFT,
+            fontweight="bold" if strong else "normal",
+            fontsize=8,
+            va="center",
+            zorder=3,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
+        )
+    if marked is not None:
+        axes.axvline(lengths[marked], color=_PEAK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    axes.set_yticks(list(places))
+    axes.set_yticklabels([_name(profile, index) for index in drawn], fontsize=8.5, color=_INK, parse_math=False)
+    if marked is not None:
+        axes.get_yticklabels()[marked].set(color=_PEAK, fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.tick_params(axis="x", length=0, labelsize=8, labelcolor=_SOFT, pad=4)
+    axes.tick_params(axis="y", length=0, pad=5)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    unit_text = f"{label(profile, key)}, {unit}" if unit else label(profile, key)
+    axes.set_xlabel(unit_text, fontsize=8.5, color=_SOFT, labelpad=5, parse_math=False)
+
+
+def _marked(profile: Profile, key: str, drawn: list[int], sizes: list[float]) -> int | None:
+    """Choose the bar to set apart: the network's peak, or for any other figure the largest."""
+    if key == "peak_bytes" and profile.totals.get("peak_at") is not None:
+        row = peak_row(profile)
+        return drawn.index(row) if row in drawn else None
+    return sizes.index(max(sizes)) if max(sizes) > 0 else None
+
+
+def _unit(key: str, largest: float) -> tuple[str, int]:
+    if not key.endswith("bytes"):
+        return "", 1
+    return next(((unit, factor) for unit, factor in _UNITS if largest >= 2 * factor), _UNITS[-1])
+
+
+def _write(chart: Figure, profile: Profile, key: str | None, count: int, height: float) -> None:
+    """Put the words around the bars."""
+    left = 0.3 / _INCHES
+
+    def line(inches_from_top: float, text: str, **style: Any) -> None:
+        chart.text(left, 1 - inches_from_top / height, text, va="top", parse_math=False, **style)
+
+    what = [label(profile, key)] if key else []
+    line(0.2, shorten(profile.source, 80), fontsize=13, fontweight="bold", color=_INK)
+    line(0.5, shorten(" · ".join([*what, headline.setting(profile)]), 120), fontsize=9.5, color=_SOFT)
+    phrases = headline.totals(profile)
+    if phrases:
+        foot = 0.36 / height
+        chart.text(left, foot, phrases[0], fontsize=9, fontweight="bold", color=_INK, va="top", parse_math=False)
+        rest = shorten(" · ".join(phrases[1:]), 100)
+        chart.text(0.975, foot, rest, fontsize=8.5, color=_SOFT, va="top", ha="right", parse_math=False)
+    whole = len(profile.rows) + (profile.selection.hidden_rows if profile.selection else 0)
+    if count < whole:
+        note = f"{format_count(count)} of {format_count(whole)} rows"
+        if count < len(profile.rows):
+            note = f"the largest {note}, in the order of the rows"
+        line(0.7, note, fontsize=9, color=_SOFT)
