@@ -64,10 +64,14 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
             else:
                 args = _decode(op.args, graph, values)
                 kwargs = {k: _decode(v, graph, values) for k, v in op.kwargs.items()}
-                result = _function(op.target)(*args, **kwargs)
+                function = _function(op.target)
+                if torch.Tag.inplace_view in function.tags:  # turn a view of it, not the tensor that others look at
+                    args[0] = args[0].detach()
+                result = function(*args, **kwargs)
                 outputs = _flat((result,))
-                if len(outputs) < len(op.outputs):  # an in-place operation over a list returns nothing
+                if not outputs:  # an in-place operation over a list returns nothing
                     outputs = [_lookup(graph.tensors[t], values) for t in op.outputs]
+            # Kernels may leave out a last, empty output that the schema promises (a recurrent layer's workspace).
             for tid, tensor in zip(op.outputs, outputs, strict=False):
                 values[_geometry(graph.tensors[tid])] = tensor
             for geometry in last_use.get(op.index, ()):

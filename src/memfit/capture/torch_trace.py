@@ -187,12 +187,14 @@ class Tracer(TorchDispatchMode):
     def _handler_of(self, func: Any) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
         """Choose how to answer an operation, from its schema; made once per operation and trace."""
         schema = func._schema
-        name = schema.name.partition("::")[2]
+        namespace, _, name = schema.name.partition("::")
+        if namespace == "profiler":  # marks for the profiler, which touch no tensor
+            return lambda func, args, kwargs: func(*args, **kwargs)
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             return self._answer_value
         if func is aten.lift_fresh.default:
             return self._answer_literal
-        if name in _NATIVE_VIEWS or getattr(func, "is_view", False):
+        if name in _NATIVE_VIEWS or func.is_view or torch.Tag.inplace_view in func.tags:
             return self._answer_view
         if schema.is_mutable:
             self._mutated[func] = tuple(
@@ -204,9 +206,9 @@ class Tracer(TorchDispatchMode):
         return self._answer_random if name in _RANDOM else self._answer_result
 
     def _answer_view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = func(*args, **kwargs)
         inputs: list[int] = []
         recorded, recorded_kwargs = self._encode(args, inputs), self._encode_kwargs(kwargs, inputs)
+        result = func(*args, **kwargs)  # only metadata changes, so this is safe on tensors without bytes
         outputs = tuple(self.tensor_id(t) for t in ((result,) if isinstance(result, Tensor) else result))
         if outputs != (inputs[0],):
             self._record(func, recorded, recorded_kwargs, inputs, outputs)
