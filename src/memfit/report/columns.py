@@ -161,7 +161,7 @@ def shorten(text: str, width: int) -> str:
     """Cut the middle out of a text, since paths differ at both ends.
 
     >>> shorten("encoder.layers.11.attention.output", 16)
-    'encoder.…n.output'
+    'encoder…n.output'
     """
     if len(text) <= width:
         return text

@@ -20,7 +20,9 @@ MOST = 80
 
 _INK, _SOFT, _GRID = "#1f2933", "#66727f", "#e4e8ec"
 _BAR, _PEAK = "#8fb1cc", "#d1495b"
-_INCHES, _ROW, _ABOVE, _BELOW = 9.6, 0.27, 0.86, 0.95
+_INCHES, _ROW, _ABOVE, _BELOW, _EDGE = 9.6, 0.27, 0.86, 1.08, 0.3
+_LABEL = 1.25
+"""Inches to the right of the longest bar, for its figure."""
 _NAME = 38
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 
@@ -41,18 +43,21 @@ def render(profile: Profile, stream: IO[bytes]) -> None:
 
     key = figure(profile)
     drawn = _drawn(profile, key)
-    height = _ABOVE + _BELOW + _ROW * max(len(drawn), 4)
+    remark = _remark(profile, len(drawn))
+    above = _ABOVE + (0.2 if remark else 0)
+    height = above + _BELOW + _ROW * max(len(drawn), 2)
     chart = Figure(figsize=(_INCHES, height), dpi=160, facecolor="white")
     FigureCanvasAgg(chart)
     longest = max((len(_name(profile, index)) for index in drawn), default=0)
-    left = (0.35 + 0.078 * longest) / _INCHES
-    axes = chart.add_axes((left, _BELOW / height, 0.975 - left, 1 - (_ABOVE + _BELOW) / height))
+    left = _EDGE + 0.05 + 0.078 * longest
+    width = _INCHES - left - _EDGE
+    axes = chart.add_axes((left / _INCHES, _BELOW / height, width / _INCHES, 1 - (above + _BELOW) / height))
     if key is None or not drawn:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no rows", color=_SOFT, ha="center", va="center", transform=axes.transAxes)
     else:
-        _draw(axes, profile, key, drawn)
-    _write(chart, profile, key, len(drawn), height)
+        _draw(axes, profile, key, drawn, stretch=width / (width - _LABEL))
+    _write(chart, profile, key, remark)
     chart.savefig(stream, format="png", metadata={"Software": f"memfit {__version__}"})
 
 
@@ -68,7 +73,7 @@ def _name(profile: Profile, index: int) -> str:
     return shorten(str(profile.rows[index].get("name", index + 1)), _NAME)
 
 
-def _draw(axes: Axes, profile: Profile, key: str, drawn: list[int]) -> None:
+def _draw(axes: Axes, profile: Profile, key: str, drawn: list[int], *, stretch: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     every = values(profile, key)
@@ -80,7 +85,7 @@ def _draw(axes: Axes, profile: Profile, key: str, drawn: list[int]) -> None:
     colours = [_PEAK if place == marked else _BAR for place in places]
     axes.barh(places, lengths, height=0.72, color=colours, zorder=2)
     reach = max(lengths) or 1.0
-    axes.set_xlim(0, reach * 1.15)
+    axes.set_xlim(0, reach * stretch)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     for place, index in enumerate(drawn):
         strong = place == marked
@@ -128,25 +133,28 @@ def _unit(key: str, largest: float) -> tuple[str, int]:
     return next(((unit, factor) for unit, factor in _UNITS if largest >= 2 * factor), _UNITS[-1])
 
 
-def _write(chart: Figure, profile: Profile, key: str | None, count: int, height: float) -> None:
+def _remark(profile: Profile, count: int) -> str | None:
+    """Say which rows are drawn where not all are."""
+    whole = len(profile.rows) + (profile.selection.hidden_rows if profile.selection else 0)
+    if count == whole:
+        return None
+    remark = f"{format_count(count)} of {format_count(whole)} rows"
+    return f"the largest {remark}, in the order of the rows" if count < len(profile.rows) else remark
+
+
+def _write(chart: Figure, profile: Profile, key: str | None, remark: str | None) -> None:
     """Put the words around the bars."""
-    left = 0.3 / _INCHES
+    height = chart.get_figheight()
 
     def line(inches_from_top: float, text: str, **style: Any) -> None:
-        chart.text(left, 1 - inches_from_top / height, text, va="top", parse_math=False, **style)
+        chart.text(_EDGE / _INCHES, 1 - inches_from_top / height, text, va="top", parse_math=False, **style)
 
     what = [label(profile, key)] if key else []
     line(0.2, shorten(profile.source, 80), fontsize=13, fontweight="bold", color=_INK)
     line(0.5, shorten(" · ".join([*what, headline.setting(profile)]), 120), fontsize=9.5, color=_SOFT)
+    if remark:
+        line(0.7, remark, fontsize=9.5, color=_SOFT)
     phrases = headline.totals(profile)
     if phrases:
-        foot = 0.36 / height
-        chart.text(left, foot, phrases[0], fontsize=9, fontweight="bold", color=_INK, va="top", parse_math=False)
-        rest = shorten(" · ".join(phrases[1:]), 100)
-        chart.text(0.975, foot, rest, fontsize=8.5, color=_SOFT, va="top", ha="right", parse_math=False)
-    whole = len(profile.rows) + (profile.selection.hidden_rows if profile.selection else 0)
-    if count < whole:
-        note = f"{format_count(count)} of {format_count(whole)} rows"
-        if count < len(profile.rows):
-            note = f"the largest {note}, in the order of the rows"
-        line(0.7, note, fontsize=9, color=_SOFT)
+        line(height - 0.52, shorten(phrases[0], 100), fontsize=9.5, fontweight="bold", color=_INK)
+        line(height - 0.31, shorten(" · ".join(phrases[1:]), 130), fontsize=9, color=_SOFT)

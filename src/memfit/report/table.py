@@ -64,7 +64,6 @@ def render(profile: Profile, stream: IO[str], *, width: int | None = None) -> No
     room = max(width or _terminal_width(stream), 20)
     fields, left_out = _fit(_fields(profile), room, keep_all=_asked(profile))
     bars = _bars(profile, room - _total(fields))
-    table = _table(profile, fields, bars)
 
     buffer = StringIO()
     console = Console(
@@ -81,7 +80,7 @@ def render(profile: Profile, stream: IO[str], *, width: int | None = None) -> No
         console.print(Text(line, style="bold"), no_wrap=True, overflow="ignore", crop=False)
     console.print()
     if fields and profile.rows:
-        console.print(table)
+        console.print(_table(profile, fields, bars))
     else:
         console.print(Text("no rows", style="dim"))
     console.print()
@@ -171,7 +170,10 @@ def _fit(fields: list[_Field], room: int, *, keep_all: bool) -> tuple[list[_Fiel
     spare = room - _total(kept, 0) - bars
     limit = max(spare, 8)
     kept = [_cut(field, limit) if field.key == "name" else field for field in kept]
-    return kept, [field for field in fields if field.key not in {entry.key for entry in kept}]
+    left_out = [field for field in fields if field.key not in {entry.key for entry in kept}]
+    if kept and kept[0].foot[-1:] == ["total"] and not any(field.foot[-1] for field in kept[1:]):
+        kept = [field._replace(foot=field.foot[:-1]) for field in kept]  # a total with no figure left to show
+    return kept, left_out
 
 
 def _cut(field: _Field, width: int) -> _Field:
@@ -205,7 +207,8 @@ def _table(profile: Profile, fields: Sequence[_Field], bars: Sequence[str]) -> T
 
     ruled = Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
     table = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for field in fields:
+    drawn = next((index for index, field in enumerate(fields) if field.key == figure(profile)), None)
+    for index, field in enumerate(fields):
         table.add_column(
             Text(field.head),
             justify="right" if field.right else "left",
@@ -213,17 +216,19 @@ def _table(profile: Profile, fields: Sequence[_Field], bars: Sequence[str]) -> T
             no_wrap=True,
             overflow="crop",
         )
-    if bars:
-        table.add_column("", width=max(map(len, bars)), no_wrap=True)
+        if bars and index == drawn:
+            table.add_column("", width=max(map(len, bars)), no_wrap=True)
     peak = peak_row(profile)
-    below = len(fields[0].foot) if fields else 0
+    below = len(fields[0].foot)
     for index, _ in enumerate(profile.rows):
         cells = [Text(field.cells[index]) for field in fields]
-        if bars:
-            cells.append(Text(bars[index], style="red" if index == peak else "blue"))
+        if bars and drawn is not None:
+            cells.insert(drawn + 1, Text(bars[index], style="red" if index == peak else "blue"))
         table.add_row(*cells, style="bold" if index == peak else "", end_section=index == len(profile.rows) - 1)
     for index in range(below):
         cells = [Text(field.foot[index]) for field in fields]
+        if bars and drawn is not None:
+            cells.insert(drawn + 1, Text(""))
         table.add_row(*cells, style="bold" if index == below - 1 else "")
     return table
 
