@@ -1,1 +1,1 @@
-"""Passes over a graph: rows per layer, block, module, operation and tensor, and what a reader chooses of them."""
+"""What a graph holds: values, layers, blocks, modules, operations, and the profile made of them."""

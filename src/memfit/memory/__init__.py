@@ -1,0 +1,1 @@
+"""Memory models: one file each, in one table (`memfit.memory.registry`)."""
