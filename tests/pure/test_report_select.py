@@ -107,6 +107,12 @@ def test_numbers_in_names_sort_by_value() -> None:
     assert names(select(whole, sort="name")) == ["features.1", "features.2", "features.10"]
 
 
+def test_choosing_twice_still_adds_up() -> None:
+    part = select(select(layers(), sort="macs", top=5), top=2)
+    assert part.selection.hidden_rows == 5
+    add_up(part)
+
+
 def test_columns_stand_as_asked() -> None:
     part = select(layers(), columns=["macs", "name"])
     assert [list(row) for row in part.rows] == [["macs", "name"]] * 7

@@ -108,12 +108,15 @@ def select(
     else:
         shown_columns = known
 
-    hidden: Row = {}
+    before = profile.selection or Selection()
+    hidden = {column: total for column, total in before.hidden.items() if column in shown_columns}
     if len(rows) < len(whole):
         kept = {id(row) for row in rows}
         left_out = [row for row in whole if id(row) not in kept]
         additive = [column for column in shown_columns if is_additive(profile, column)]
-        hidden = {column: total for column in additive if (total := _sum(left_out, column)) is not None}
+        for column in additive:
+            if (total := _sum(left_out, column)) is not None:
+                hidden[column] = hidden.get(column, 0) + total
         notes.append(_shown(rows, whole, additive))
     if columns is not None:
         rows_shown = tuple({column: row.get(column) for column in shown_columns} for row in rows)
@@ -124,8 +127,8 @@ def select(
         rows=rows_shown,
         notes=tuple(notes),
         selection=Selection(
-            columns=shown_columns if columns is not None else None,
-            hidden_rows=len(whole) - len(rows),
+            columns=shown_columns if columns is not None else before.columns,
+            hidden_rows=before.hidden_rows + len(whole) - len(rows),
             hidden=hidden,
         ),
     )
