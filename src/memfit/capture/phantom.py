@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,10 +25,14 @@ _RESERVE_BITS = (45, 42, 40, 37, 34, 31)
 """Address space to reserve, largest first: a limit on virtual memory may refuse the larger ones."""
 
 
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Linux's value (asm-generic/mman.h), which Python names from 3.13 on: do not count the reservation as memory."""
+
+
 @cache
 def _region() -> mmap.mmap:
     """Reserve address space once a process; no page of it is ever backed by memory."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     for bits in _RESERVE_BITS:
         try:
             return mmap.mmap(-1, 1 << bits, flags=flags)
@@ -73,7 +78,8 @@ def dense(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def like(tensor: Tensor) -> Tensor:
     """Make a phantom with another tensor's shape, dtype and dense layout."""
-    return phantom(tuple(tensor.shape), dense_strides(tuple(tensor.shape), tensor.stride()), tensor.dtype)
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    return phantom(shape, strides if is_dense(shape, strides) else dense_strides(shape, strides), tensor.dtype)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfit.capture.phantom import contiguous_strides, dense, phantom
+from memfit.capture.phantom import contiguous_strides, dense, dense_strides, is_dense, phantom
 
 Rule = Callable[..., Any]
 aten = torch.ops.aten
@@ -69,39 +69,55 @@ def _convolution(
     groups: int,
 ) -> Any:
     rank = x.dim()
-    if transposed or rank != w.dim() or rank < 3 or x.dtype != w.dtype or x.shape[1] != w.shape[1] * groups:
+    if rank != w.dim() or not 3 <= rank <= 5 or x.dtype != w.dtype:
         return NotImplemented
-    if not x.is_contiguous() or not w.is_contiguous() or w.shape[0] % groups:
+    channels = w.shape[1] * groups if transposed else w.shape[0]
+    if x.shape[1] != (w.shape[0] if transposed else w.shape[1] * groups) or w.shape[0] % groups:
         return NotImplemented
-    if rank == 4 and (x.stride() != contiguous_strides(x.shape) or w.stride() != contiguous_strides(w.shape)):
-        return NotImplemented  # a dimension of size 1 can hide that this is channels-last
-    out = [x.shape[0], w.shape[0]]
+    out = [x.shape[0], channels]
     for d in range(rank - 2):
-        s = stride[d] if len(stride) > 1 else stride[0]
-        p = padding[d] if len(padding) > 1 else padding[0]
-        e = dilation[d] if len(dilation) > 1 else dilation[0]
-        size = (x.shape[d + 2] + 2 * p - e * (w.shape[d + 2] - 1) - 1) // s + 1
+        s, p, e = stride[d % len(stride)], padding[d % len(padding)], dilation[d % len(dilation)]
+        reach = e * (w.shape[d + 2] - 1)
+        if transposed:
+            size = (x.shape[d + 2] - 1) * s - 2 * p + reach + output_padding[d % len(output_padding)] + 1
+        else:
+            size = (x.shape[d + 2] + 2 * p - reach - 1) // s + 1
         if size <= 0:
             return NotImplemented
         out.append(size)
-    return dense(tuple(out), x.dtype)
+    shape = tuple(out)
+    if x.stride() == contiguous_strides(x.shape) and w.stride() == contiguous_strides(w.shape):
+        return dense(shape, x.dtype)
+    # The meta kernel does not know the CPU's choice of layout; these two functions are the ones that make it.
+    backend = torch._C._select_conv_backend(
+        x, w, bias, stride, padding, dilation, transposed, output_padding, groups, None
+    )
+    layout = torch._C._conv_determine_backend_memory_format(x, w, backend)
+    return phantom(shape, _strides_in(shape, layout), x.dtype)
+
+
+def _strides_in(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[int, ...]:
+    """Dense strides of a shape in a memory format."""
+    if layout is torch.contiguous_format:
+        return contiguous_strides(shape)
+    n, c, *space = shape
+    inner = contiguous_strides((n, *space, c))
+    return (inner[0], inner[-1], *inner[1:-1])
 
 
 def _batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
 ) -> Any:
-    if not x.is_contiguous() or x.dtype != torch.float32 or x.dim() < 2:
+    if not x.is_floating_point() or x.dim() < 2 or not is_dense(x.shape, x.stride()):
         return NotImplemented
     channels = x.shape[1]
     for parameter in (weight, bias, mean, var):
-        if parameter is not None and (parameter.shape[0] != channels or parameter.dtype != x.dtype):
+        if parameter is not None and parameter.shape[0] != channels:
             return NotImplemented
-    saved = channels if training else 0
-    return (
-        dense(tuple(x.shape), x.dtype),
-        dense((saved,), x.dtype),
-        dense((saved,), x.dtype),
-    )
+    # On the CPU an evaluation saves nothing; the meta kernel answers as CUDA does.
+    saved = (channels if training else 0,)
+    dtype = x.dtype if weight is None else weight.dtype
+    return phantom(tuple(x.shape), x.stride(), x.dtype), dense(saved, dtype), dense(saved, dtype)
 
 
 def _layer_norm(x: Tensor, normalized: list[int], weight: Any, bias: Any, eps: float) -> Any:
@@ -176,11 +192,12 @@ def _looks_channels_last(t: Tensor) -> bool:
 def _cpu_flash_attention(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, is_causal: bool = False, **kwargs: Any
 ) -> Any:
-    """Output in the layout [N, L, H, E], seen as [N, H, L, E]; log-sum-exp [N, L, H], seen as [N, H, L]."""
+    """Output in the query's own layout, log-sum-exp in [N, L, H] seen as [N, H, L]."""
     n, h, l, _ = q.shape
-    e = v.shape[3]
-    out = phantom((n, h, l, e), (l * h * e, e, h * e, 1), q.dtype)
+    shape = (n, h, l, v.shape[3])
+    strides = q.stride()
     lse_dtype = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
+    out = phantom(shape, strides if is_dense(shape, strides) else dense_strides(shape, strides), q.dtype)
     return out, phantom((n, h, l), (l * h, 1, h), lse_dtype)
 
 

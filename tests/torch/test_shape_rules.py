@@ -1,0 +1,119 @@
+"""Own shape rules against PyTorch's meta kernels, and both against real runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memfit.capture.phantom import like, phantom, run_on_meta
+from memfit.capture.shape_rules import SHAPE_RULES
+
+aten = torch.ops.aten
+
+
+def t(*shape: int, last: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(shape).to(dtype)
+    return x.to(memory_format=torch.channels_last) if last else x
+
+
+def _unary_calls(func: Any) -> list[tuple[Any, ...]]:
+    return [(func, x) for x in (t(2, 3), t(2, 4, 5, 5), t(2, 4, 5, 5, last=True), t(2, 1, 5, 5, last=True), t(0, 3), t())]
+
+
+def _binary_calls(func: Any) -> list[tuple[Any, ...]]:
+    return [
+        (func, t(2, 4), t(2, 4)), (func, t(2, 4), t(4)), (func, t(2, 4), t(1, 4)), (func, t(2, 4), t()),
+        (func, t(2, 4), 2.0), (func, t(2, 4, 3, 3, last=True), t(2, 4, 3, 3, last=True)),
+        (func, t(2, 4, 3, 3, last=True), t(2, 4, 3, 3)), (func, t(2, 4, 3, 3), t(4, 1, 1)),
+        (func, t(2, 1, 3, 3), t(2, 1, 3, 3, last=True)), (func, t(2, 4), 2),
+    ]  # fmt: skip
+
+
+def _conv(x: Tensor, w: Tensor, *, s: int = 1, p: int = 0, d: int = 1, g: int = 1, b: Tensor | None = None) -> Any:
+    n = x.dim() - 2
+    return (aten.convolution.default, x, w, b, [s] * n, [p] * n, [d] * n, False, [0] * n, g)
+
+
+CALLS: list[tuple[Any, ...]] = [
+    _conv(t(2, 3, 9, 8), t(6, 3, 3, 3), s=2, p=1, b=t(6)),
+    _conv(t(2, 4, 9, 8), t(4, 1, 3, 3), p=1, g=4),
+    _conv(t(2, 4, 9, 8), t(6, 4, 1, 1)),
+    _conv(t(2, 4, 9, 8, last=True), t(6, 4, 3, 3)),
+    _conv(t(2, 4, 9, 8), t(6, 4, 3, 3, last=True)),
+    _conv(t(2, 1, 9, 8, last=True), t(6, 1, 3, 3)),
+    _conv(t(2, 4, 1, 1), t(6, 4, 1, 1)),
+    _conv(t(1, 4, 9, 8), t(6, 4, 3, 3), d=2, p=2),
+    _conv(t(2, 4, 9), t(6, 2, 3), g=2),
+    _conv(t(2, 4, 9, 5, 6), t(6, 4, 3, 1, 2), s=2),
+    *(call for name in ("relu", "gelu", "silu", "sigmoid", "tanh", "hardswish", "softplus", "exp", "neg", "rsqrt", "erf")
+      for call in _unary_calls(getattr(aten, name).default)),
+    *(call for name in ("relu_", "silu_", "hardswish_", "zero_") for call in _unary_calls(getattr(aten, name).default)),
+    *(call for name in ("add", "sub", "mul", "div", "add_", "mul_")
+      for call in _binary_calls(getattr(aten, name).Tensor)),
+    (aten.pow.Tensor_Scalar, t(2, 4), 2),
+    (aten.native_batch_norm.default, t(2, 4, 3, 3), t(4), t(4), t(4), t(4), True, 0.1, 1e-5),
+    (aten.native_batch_norm.default, t(2, 4, 3, 3), t(4), t(4), t(4), t(4), False, 0.1, 1e-5),
+    (aten.native_batch_norm.default, t(2, 4, 3, 3, last=True), t(4), t(4), t(4), t(4), False, 0.1, 1e-5),
+    (aten.native_batch_norm.default, t(5, 4), None, None, None, None, True, 0.1, 1e-5),
+    (aten.native_layer_norm.default, t(2, 5, 4), [4], t(4), t(4), 1e-5),
+    (aten.native_layer_norm.default, t(2, 5, 4), [5, 4], None, None, 1e-5),
+    (aten.mm.default, t(3, 4), t(4, 5)),
+    (aten.mm.default, t(3, 4), t(5, 4).t()),
+    (aten.addmm.default, t(5), t(3, 4), t(4, 5)),
+    (aten.addmm.default, t(3, 5), t(3, 4), t(4, 5)),
+    (aten.bmm.default, t(2, 3, 4), t(2, 4, 5)),
+    (aten.clone.default, t(2, 4, 3, 3, last=True)),
+    (aten.clone.default, t(4, 5).t()),
+    (aten._softmax.default, t(2, 4), -1, False),
+    (aten.mean.dim, t(2, 4, 3, 3), [2, 3]),
+    (aten.mean.dim, t(2, 4, 3, 3), [-1], True),
+    (aten.cat.default, [t(2, 3), t(2, 5)], 1),
+    (aten.cat.default, [t(2, 3, 4, 4), t(2, 5, 4, 4)], -3),
+    (aten.cat.default, [t(2, 3, 4, 4, last=True), t(2, 5, 4, 4, last=True)], 1),
+    (aten.embedding.default, t(10, 4), torch.zeros(2, 3, dtype=torch.int64)),
+    (aten.max_pool2d_with_indices.default, t(2, 4, 9, 9), [3, 3], [2, 2], [1, 1]),
+    (aten.max_pool2d_with_indices.default, t(2, 4, 9, 9), [2, 2]),
+    (aten._scaled_dot_product_flash_attention_for_cpu.default, t(2, 3, 5, 8), t(2, 3, 7, 8), t(2, 3, 7, 8)),
+    (aten._scaled_dot_product_flash_attention_for_cpu.default, *(t(2, 5, 3, 8).transpose(1, 2) for _ in range(3))),
+    (aten._scaled_dot_product_flash_attention_for_cpu.default, *t(2, 5, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)),
+]  # fmt: skip
+
+# What PyTorch's meta kernel answers differently from its own CPU kernel; the rules follow the CPU.
+META_DIFFERS = {aten.convolution.default, aten.native_batch_norm.default, aten._scaled_dot_product_flash_attention_for_cpu.default}
+
+
+def geometry(result: Any) -> list[tuple[Any, ...]]:
+    outputs = (result,) if isinstance(result, Tensor) else result
+    return [(tuple(x.shape), _true_strides(x), x.dtype) for x in outputs if x is not None]
+
+
+def _true_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of dimensions in which anything moves; the others mean nothing."""
+    return () if x.numel() == 0 else tuple(s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda c: str(c[0]))
+def test_a_rule_gives_what_the_kernels_give(call: tuple[Any, ...]) -> None:
+    func, *args = call
+    phantoms = [_without_bytes(a) if isinstance(a, Tensor) else a for a in args]
+    phantoms = [[like(x) for x in a] if isinstance(a, list) and a and isinstance(a[0], Tensor) else a for a in phantoms]
+    real = geometry(func(*args))
+    answer = SHAPE_RULES[func](*phantoms)
+    if answer is NotImplemented:
+        answer = run_on_meta(func, tuple(phantoms), {})
+    elif func not in META_DIFFERS:
+        assert geometry(answer) == geometry(run_on_meta(func, tuple(phantoms), {}))
+    assert geometry(answer) == real
+
+
+def _without_bytes(x: Tensor) -> Tensor:
+    return phantom(tuple(x.shape), x.stride(), x.dtype)
+
+
+def test_every_rule_is_tried() -> None:
+    tried = {call[0] for call in CALLS}
+    same_rule = {SHAPE_RULES[func] for func in tried}
+    assert {func for func in SHAPE_RULES if func not in tried and SHAPE_RULES[func] not in same_rule} == set()
