@@ -14,6 +14,7 @@ from test_report_samples import SAMPLES, add_up, layers, modules
 from memfit.analysis.result import Profile
 from memfit.analysis.select import select
 from memfit.errors import MissingExtra, UsageError
+from memfit.report.columns import peak_row
 
 
 def names(profile: Profile) -> list[str]:
@@ -111,6 +112,14 @@ def test_choosing_twice_still_adds_up() -> None:
     part = select(select(layers(), sort="macs", top=5), top=2)
     assert part.selection.hidden_rows == 5
     add_up(part)
+
+
+def test_a_joined_row_is_found_as_the_peak() -> None:
+    joined = select(layers(), depth=1)
+    assert names(joined) == ["input", "stem", "blocks", "pool", "head"]
+    assert peak_row(joined) == 2
+    assert peak_row(select(layers(), where=["type=add"])) == 0
+    assert peak_row(select(layers(), where=["type=linear"])) is None
 
 
 def test_columns_stand_as_asked() -> None:

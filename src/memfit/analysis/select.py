@@ -139,7 +139,7 @@ def _shown(rows: Sequence[Row], whole: Sequence[Row], additive: Iterable[str]) -
     parts = [f"shown: {format_count(len(rows))} of {format_count(len(whole))} rows"]
     for column in additive:
         total = _sum(whole, column)
-        if total:
+        if total and not column.endswith("_share"):
             parts.append(f"{column} {_text(column, _sum(rows, column) or 0)} of {_text(column, total)}")
     return "; ".join(parts)
 
@@ -147,7 +147,7 @@ def _shown(rows: Sequence[Row], whole: Sequence[Row], additive: Iterable[str]) -
 def _text(column: str, value: float) -> str:
     if _is_size(column):
         return format_bytes(int(value))
-    return format_count(value) if isinstance(value, int) else f"{value:.1%}"
+    return format_count(int(value))
 
 
 def _sum(rows: Iterable[Row], column: str) -> Any:
@@ -166,7 +166,10 @@ def _grouped(rows: Iterable[Row], depth: int) -> tuple[Row, ...]:
     for row in rows:
         path = str(row.get("module") or row.get("name") or "")
         groups.setdefault(".".join(path.split(".")[:depth]), []).append(row)
-    return tuple(members[0] if len(members) == 1 else _joined(name, members) for name, members in groups.items())
+    return tuple(
+        {**members[0], "name": name} if len(members) == 1 else _joined(name, members)
+        for name, members in groups.items()
+    )
 
 
 def _joined(name: str, rows: list[Row]) -> Row:

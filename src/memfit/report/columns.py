@@ -65,7 +65,7 @@ COLUMNS: dict[str, Column] = {
     "params_share": Column("share", _share, 32),
     "macs": Column("MACs", format_count, 58),
     "bytes": Column("bytes", format_bytes, 74),
-    "activation_bytes": Column("outputs", format_bytes, 40, modelled=True),
+    "activation_bytes": Column("outputs", format_bytes, 36, modelled=True),
     "workspace_bytes": Column("workspace", format_bytes, 60, modelled=True),
     "saved_bytes": Column("saved", format_bytes, 92, modelled=True),
     "allocated_bytes": Column("allocated", format_bytes, 94, modelled=True),
@@ -154,7 +154,13 @@ def peak_row(profile: Profile) -> int | None:
     place = profile.totals.get("peak_at")
     if place is None:
         return None
-    return next((index for index, row in enumerate(profile.rows) if row.get("name") == place), None)
+    names = [str(row.get("name")) for row in profile.rows]
+    if place in names:
+        return names.index(place)
+    for index, row in enumerate(profile.rows):  # rows joined to a shorter path
+        if place.startswith(f"{names[index]}.") and row.get("peak_bytes") == profile.totals.get("peak_bytes"):
+            return index
+    return None
 
 
 def shorten(text: str, width: int) -> str:

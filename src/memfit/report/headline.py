@@ -38,7 +38,7 @@ def setting(profile: Profile) -> str:
 
 def title(profile: Profile) -> str:
     """Say what is shown."""
-    return f"{profile.source} · {setting(profile)}"
+    return " · ".join(part for part in (profile.source, setting(profile)) if part)
 
 
 def peak(profile: Profile) -> str | None:

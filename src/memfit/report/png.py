@@ -24,7 +24,8 @@ _INCHES, _ROW, _ABOVE, _BELOW, _EDGE = 9.6, 0.27, 0.86, 1.08, 0.3
 _LABEL = 1.25
 """Inches to the right of the longest bar, for its figure."""
 _NAME = 38
-_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+_UNITS = (("GiB", 1 << 30, 10), ("MiB", 1 << 20, 10), ("KiB", 1 << 10, 1), ("B", 1, 0))
+"""Unit, its bytes, and from how many of them on it is used: as in the figures beside the bars."""
 
 
 def render(profile: Profile, stream: IO[bytes]) -> None:
@@ -130,7 +131,7 @@ def _marked(profile: Profile, key: str, drawn: list[int], sizes: list[float]) ->
 def _unit(key: str, largest: float) -> tuple[str, int]:
     if not key.endswith("bytes"):
         return "", 1
-    return next(((unit, factor) for unit, factor in _UNITS if largest >= 2 * factor), _UNITS[-1])
+    return next((unit, factor) for unit, factor, least in _UNITS if largest >= least * factor)
 
 
 def _remark(profile: Profile, count: int) -> str | None:
