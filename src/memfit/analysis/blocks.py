@@ -15,6 +15,7 @@ ROOT = "(root)"
 """Name of the block that holds the operations of the root module itself."""
 
 _LISTS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
+_NUMBERED = re.compile(r"(.*?)\d+")
 _ELEMENTWISE = frozenset({Role.ACTIVATION, Role.ARITHMETIC, Role.CREATE, Role.COPY, Role.INDEX})
 
 
@@ -32,8 +33,8 @@ def blocks(graph: Graph, layers: Sequence[Layer], pattern: str | None = None) ->
     """Group the layers of a network into blocks, in order of execution; the input rows are in none.
 
     From the root down, a module is opened while it holds a list (Sequential, ModuleList, or a module that holds
-    nothing but two or more modules of one class) with at least two members of two or more layers each; the first
-    module on a layer's path that is not opened is its block. A plain chain of single layers is cut after each pooling
+    nothing but numbered modules of one class) with at least two members of two or more layers each; the first module
+    on a layer's path that is not opened is its block. A plain chain of single layers is cut after each pooling
     where there are at least two. A module is one layer's worth at most where it has no children, and element-wise
     arithmetic does not count as a layer here.
 
@@ -122,9 +123,12 @@ def _by_structure(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 
 
 def _is_repetition(graph: Graph, members: list[int]) -> bool:
-    """True where all members are of one class of their own, as a dense block's layers are."""
-    classes = {graph.scopes[m].class_name for m in members}
-    return len(classes) == 1 and not classes & _LISTS
+    """True where all members are of one class and their names only count up, as a dense block's layers do."""
+    scopes = [graph.scopes[m] for m in members]
+    numbered = [_NUMBERED.fullmatch(scope.path.rpartition(".")[2]) for scope in scopes]
+    return (
+        len({scope.class_name for scope in scopes}) == 1 and all(numbered) and (len({m[1] for m in numbered if m}) == 1)
+    )
 
 
 def _cut(graph: Graph, members: list[int], pools: list[int], groups: list[str | None]) -> None:
@@ -139,9 +143,7 @@ def _cut(graph: Graph, members: list[int], pools: list[int], groups: list[str | 
             start = end + 1
 
 
-def _names(
-    graph: Graph, splits: list[bool], groups: list[str | None], whole: list[bool] | None = None
-) -> list[str]:
+def _names(graph: Graph, splits: list[bool], groups: list[str | None], whole: list[bool] | None = None) -> list[str]:
     """Name the block of every module: itself or the first module on its path that is not opened."""
     scopes = graph.scopes
     opened = list(splits)

@@ -11,12 +11,11 @@ from memfit.graph.optable import Role
 
 INPUT, UNUSED = "input", "unused"
 
-WEIGHTED = frozenset({Role.CONV, Role.LINEAR, Role.RECURRENT, Role.EMBEDDING})
-"""Operations whose parameters of two or more dimensions are weights."""
+WEIGHTED = frozenset({Role.CONV, Role.LINEAR, Role.RECURRENT, Role.EMBEDDING, Role.MATMUL, Role.ATTENTION})
+"""Operations whose parameters of two or more dimensions are weights; fused attention holds linear layers."""
 
-_USES_PREPARED = WEIGHTED | {Role.MATMUL, Role.BATCH_NORM, Role.NORM}
+_USES_PREPARED = WEIGHTED | {Role.BATCH_NORM, Role.NORM}
 _TAKES_BIAS = frozenset({Role.CONV, Role.LINEAR, Role.MATMUL})
-_OWNS_ITS_NAME = WEIGHTED | {Role.MATMUL, Role.BATCH_NORM, Role.NORM}
 
 
 class Layer(NamedTuple):
@@ -34,7 +33,7 @@ class Layer(NamedTuple):
     activations: int
     """Elements of the folded layer's output."""
     weights: int
-    """Elements of parameters of two or more dimensions used by convolution, linear, recurrent or embedding operations."""
+    """Elements of its parameters of two or more dimensions, in convolution, linear, recurrent or embedding work."""
     params: int
     macs: int
     scope: int
@@ -117,9 +116,9 @@ class _Build:
         tensors = graph.tensors
         for i in graph.inputs:
             tensor = tensors[i]
-            row = _Row(None, Role.CREATE, tensor, NONE)
-            self.rows.append(row)
-            row_of[values.value_of[tensor.storage, tensor.version]] = row
+            given = _Row(None, Role.CREATE, tensor, NONE)
+            self.rows.append(given)
+            row_of[values.value_of[tensor.storage, tensor.version]] = given
         dead: set[int] = set()
         for position, op in enumerate(values.forward):
             role = values.roles[position]
@@ -254,6 +253,7 @@ class _Build:
         """Take in the rows that only prepare this row's weight."""
         values = self.values
         waiting = [v for v in values.inputs[position] if values.prepared[v]]
+        sizes = {values.elements[v] for v in waiting}
         taken: list[_Row] = []
         while waiting:
             value = waiting.pop()
@@ -270,8 +270,11 @@ class _Build:
             row.ops = [*source.ops, *row.ops]
             row.macs += source.macs
             row.parameters = [*source.parameters, *row.parameters]
-            if row.role in WEIGHTED or row.role is Role.MATMUL:
-                row.weights.extend(p for p in source.parameters if len(self.graph.tensors[p].shape) > 1)
+            if row.role in WEIGHTED:
+                tensors = self.graph.tensors
+                row.weights.extend(
+                    p for p in source.parameters if len(tensors[p].shape) > 1 and tensors[p].elements in sizes
+                )
             for index in source.ops:
                 for value in values.outputs[self._position(index)]:
                     if self.row_of[value] is source:
@@ -296,7 +299,7 @@ class _Build:
                     continue
                 self.owned.add(tensor.id)
                 row.parameters.append(tensor.id)
-                if len(tensor.shape) > 1 and (role in WEIGHTED or role is Role.MATMUL):
+                if len(tensor.shape) > 1 and role in WEIGHTED:
                     row.weights.append(tensor.id)
 
     def _parameters_of(self, storage: int, op: Op) -> Sequence[Tensor]:
@@ -320,7 +323,7 @@ class _Build:
             else:
                 kind = op.kind
                 kernel, stride = op.attrs.get("kernel"), op.attrs.get("stride")
-                first = tensors[row.parameters[0]].name if row.parameters and row.role in _OWNS_ITS_NAME else None
+                first = tensors[row.parameters[0]].name if row.parameters and row.role in _USES_PREPARED else None
                 name = naming.name(row.scope, kind, first)
             done.append(
                 Layer(
@@ -348,11 +351,25 @@ class _Build:
         if unused:
             done.append(
                 Layer(
-                    name=f"({UNUSED})", type=UNUSED, norm=None, activation=None, kernel=None, stride=None,
-                    output_shape=(), dtype=unused[0].dtype, activations=0, weights=0,
-                    params=sum(t.elements for t in unused), macs=0, scope=NONE, head=NONE, role=Role.OTHER, ops=(),
-                    parameters=tuple(t.id for t in unused), weight_parameters=(),
-                )  # fmt: skip
+                    name=f"({UNUSED})",
+                    type=UNUSED,
+                    norm=None,
+                    activation=None,
+                    kernel=None,
+                    stride=None,
+                    output_shape=(),
+                    dtype=unused[0].dtype,
+                    activations=0,
+                    weights=0,
+                    params=sum(t.elements for t in unused),
+                    macs=0,
+                    scope=NONE,
+                    head=NONE,
+                    role=Role.OTHER,
+                    ops=(),
+                    parameters=tuple(t.id for t in unused),
+                    weight_parameters=(),
+                )
             )
         return tuple(done)
 

@@ -15,7 +15,8 @@ class OpRow(NamedTuple):
     name: str
     type: str
     phase: Phase
-    index: int
+    op: int
+    """Its index in the graph."""
     kernel: tuple[int, ...] | None
     stride: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
@@ -55,7 +56,7 @@ def op_rows(graph: Graph, unfolded: Sequence[Layer]) -> tuple[OpRow, ...]:
                 name=naming.unique(naming.name(op.scope, op.kind, first)),
                 type=op.kind,
                 phase=op.phase,
-                index=op.index,
+                op=op.index,
                 kernel=op.attrs.get("kernel"),
                 stride=op.attrs.get("stride"),
                 output_shape=shape,

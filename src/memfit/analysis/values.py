@@ -189,7 +189,5 @@ def values_of(graph: Graph) -> Values:
         prepared=prepared,
         state=state,
         value_of=ids,
-        leaving=frozenset(
-            ids[key] for o in graph.outputs if (key := (tensors[o].storage, tensors[o].version)) in ids
-        ),
+        leaving=frozenset(ids[key] for o in graph.outputs if (key := (tensors[o].storage, tensors[o].version)) in ids),
     )

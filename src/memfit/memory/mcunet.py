@@ -84,8 +84,7 @@ class _Buffers:
             live += step
             alive.append(live)
         return {
-            row.head: alive[position] + to_bytes(self.scratch.get(position, 0))
-            for position, row in self.row_at.items()
+            row.head: alive[position] + to_bytes(self.scratch.get(position, 0)) for position, row in self.row_at.items()
         }
 
     def _new(self, value: int, elements: int, birth: int) -> None:
@@ -194,8 +193,8 @@ class _Buffers:
             if row.role is not Role.ADD or len(inputs) != 2:
                 continue
             first, second = inputs
-            at = [row_of[v][0] if v in row_of else NONE for v in inputs]
-            product, residual = (first, second) if at[0] > at[1] else (second, first)
+            made_at = [row_of[v][0] if v in row_of else NONE for v in inputs]
+            product, residual = (first, second) if made_at[0] > made_at[1] else (second, first)
             made = row_of.get(product)
             if made is None:
                 continue

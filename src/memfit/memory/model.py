@@ -72,10 +72,7 @@ def _filter(graph: Graph, chosen: str) -> Callable[[Tensor], bool]:
     if chosen == "norm":
         tensors = graph.tensors
         norms = {
-            tensors[i].storage
-            for op in graph.ops
-            if role(op.kind) in (Role.BATCH_NORM, Role.NORM)
-            for i in op.inputs
+            tensors[i].storage for op in graph.ops if role(op.kind) in (Role.BATCH_NORM, Role.NORM) for i in op.inputs
         }
         return lambda t: t.storage in norms
     try:

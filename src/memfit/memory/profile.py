@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from memfit.analysis.blocks import ROOT, blocks
-from memfit.analysis.layers import INPUT, UNUSED, Layer, layers
+from memfit.analysis.layers import UNUSED, Layer, layers
 from memfit.analysis.modules import modules
 from memfit.analysis.ops import op_rows
 from memfit.analysis.result import Profile
@@ -111,24 +111,32 @@ def _check(per: str, samples: int, bits: int, frozen_bits: int | None) -> None:
             raise UsageError(f"{name} must be at least 1", received=str(value), todo="give a positive number")
 
 
-def _shape_columns(
-    name: str, kind: str, activations: int | None, weights: int, params: int, macs: int, total_params: int
-) -> Row:
-    """Make a row with the columns that every kind of row has, in the contract's order."""
-    return {
-        "name": name,
-        "type": kind,
-        "norm": None,
-        "activation": None,
-        "kernel": None,
-        "stride": None,
-        "output_shape": None,
-        "activations": activations,
-        "weights": weights,
-        "params": params,
-        "params_share": params / total_params if total_params else None,
-        "macs": macs,
-    }
+class _Counts(Protocol):
+    """What every kind of row counts."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def activations(self) -> int: ...
+    @property
+    def weights(self) -> int: ...
+    @property
+    def params(self) -> int: ...
+    @property
+    def macs(self) -> int: ...
+
+
+class _Sum(NamedTuple):
+    """The counts of several layers together."""
+
+    name: str
+    type: str
+    activations: int
+    weights: int
+    params: int
+    macs: int
 
 
 class _Report:
@@ -161,10 +169,7 @@ class _Report:
         later = self._backward_of(chosen)
         groups = []
         for layer in chosen:
-            row = _shape_columns(
-                layer.name, layer.type, layer.activations * self.samples, layer.weights, layer.params, layer.macs,
-                self.total_params,
-            )  # fmt: skip
+            row = self._counts(layer)
             row["norm"], row["activation"] = layer.norm, layer.activation
             row["kernel"], row["stride"] = layer.kernel, layer.stride
             row["output_shape"] = None if layer.type == UNUSED else layer.output_shape
@@ -178,14 +183,15 @@ class _Report:
         groups = []
         for block in blocks(self.graph, chosen, self.pattern):
             held = [chosen[i] for i in block.layers]
-            row = _shape_columns(
-                block.name,
-                block.type,
-                sum(layer.activations for layer in held) * self.samples,
-                sum(layer.weights for layer in held),
-                sum(layer.params for layer in held),
-                sum(layer.macs for layer in held),
-                self.total_params,
+            row = self._counts(
+                _Sum(
+                    block.name,
+                    block.type,
+                    sum(layer.activations for layer in held),
+                    sum(layer.weights for layer in held),
+                    sum(layer.params for layer in held),
+                    sum(layer.macs for layer in held),
+                )
             )
             row["output_shape"] = None if held[-1].type == UNUSED else held[-1].output_shape
             row["activation_bytes"] = sum(self._output_bytes(layer) for layer in held)
@@ -206,10 +212,7 @@ class _Report:
         for module in modules(graph, chosen, [self._output_bytes(layer) for layer in chosen]):
             if self.depth is not None and module.depth > self.depth:
                 continue
-            row = _shape_columns(
-                module.name, module.type, module.activations * self.samples, module.weights, module.params,
-                module.macs, self.total_params,
-            )  # fmt: skip
+            row = self._counts(module)
             row["output_shape"] = module.output_shape
             row["depth"] = module.depth
             row["activation_bytes"] = module.activation_bytes
@@ -221,18 +224,16 @@ class _Report:
         unfolded = layers(self.graph, fold=False, values=self.view.values)
         rows = []
         for op in op_rows(self.graph, unfolded):
-            row = _shape_columns(
-                op.name, op.type, op.activations * self.samples, op.weights, op.params, op.macs, self.total_params
-            )
+            row = self._counts(op)
             row["kernel"], row["stride"], row["output_shape"] = op.kernel, op.stride, op.output_shape
             row["phase"] = str(op.phase)
             row["activation_bytes"] = self._bytes(op.activations, op.dtype or "float32")
-            self.place[op.index] = op.name
-            row.update(self._figures((op.index,), quiet=True))
+            self.place[op.op] = op.name
+            row.update(self._figures((op.op,), quiet=True))
             rows.append(row)
         for layer in unfolded:
             if layer.type == UNUSED:
-                row = _shape_columns(layer.name, UNUSED, 0, 0, layer.params, 0, self.total_params)
+                row = self._counts(layer)
                 row.update({"phase": None, "activation_bytes": 0, **self._figures(())})
                 rows.append(row)
         return tuple(rows)
@@ -259,6 +260,24 @@ class _Report:
                 row["allocated_bytes"] = allocated_bytes(tensor)
             rows.append(row)
         return tuple(rows)
+
+    def _counts(self, part: _Counts) -> Row:
+        """Make a row with the columns that every kind of row has, in the contract's order."""
+        total = self.total_params
+        return {
+            "name": part.name,
+            "type": part.type,
+            "norm": None,
+            "activation": None,
+            "kernel": None,
+            "stride": None,
+            "output_shape": None,
+            "activations": part.activations * self.samples,
+            "weights": part.weights,
+            "params": part.params,
+            "params_share": part.params / total if total else None,
+            "macs": part.macs,
+        }
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -299,9 +318,7 @@ class _Report:
         """Join the figures of two parts of the network."""
         if self.model.measures == "saved":
             return {key: one[key] + other[key] for key in one}
-        return {
-            key: max((v for v in (one[key], other[key]) if v is not None), default=None) for key in one
-        }
+        return {key: max((v for v in (one[key], other[key]) if v is not None), default=None) for key in one}
 
     def _backward_of(self, chosen: Sequence[Layer]) -> dict[str, list[int]]:
         """Give each backward operation to the last row that its module takes part in, by that row's name."""
@@ -418,5 +435,3 @@ _PER = {
 
 PER = tuple(_PER)
 """What rows can be."""
-
-__all__ = ["INPUT", "PER", "profile_graph"]
