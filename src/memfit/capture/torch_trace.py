@@ -348,7 +348,8 @@ class Tracer(TorchDispatchMode):
             return _copy_answer(template)
         result = run_on_meta(func, args, kwargs)
         if func not in self._mutated and _is_fresh(result, args):
-            answers[key] = _copy_answer(result)
+            answers[key] = result
+            return _copy_answer(result)  # a first run of a meta kernel may leave a reference behind
         return result
 
     def _encode(self, args: Sequence[Any], inputs: list[int]) -> tuple[Any, ...]:
