@@ -1,0 +1,309 @@
+"""What a capture answers where sizes or values depend on data: a stated worst case, or an error that names the line.
+
+A capture does no arithmetic, so it cannot know how many boxes survive non-maximum suppression, or whether a mask is
+all true. Sizes take their largest possible value, and the graph's notes say so. Values asked by torchvision, timm or
+transformers themselves take the answer that continues (False, 1); a user's own model that branches on values is an
+error, because no stated answer would be the true one.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import sysconfig
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memfit.capture.phantom import dense, like, numel, run_on_meta
+from memfit.errors import DataDependentError
+from memfit.units import format_shape
+
+aten = torch.ops.aten
+
+LIBRARIES = frozenset({"torchvision", "timm", "transformers"})
+"""Packages whose questions about values get the answer that continues."""
+
+_TODO = (
+    "let the model decide on shapes or Python values instead, or keep the choice in tensors (torch.where); "
+    "a capture computes no values"
+)
+_BOUND = "its size depends on data and is taken at its largest, so figures are upper bounds"
+
+
+class ModelFrame(NamedTuple):
+    """The line of Python that asked: the innermost one outside PyTorch, memfit and the standard library."""
+
+    filename: str
+    lineno: int
+    line: str
+    package: str
+    """Top-level package of the code, such as torchvision; the module's own name for a user's file."""
+    module: str
+    function: str
+    local_names: dict[str, Any]
+
+
+_HERE = str(Path(__file__).resolve().parent.parent) + os.sep
+_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
+_STDLIB = sysconfig.get_paths()["stdlib"] + os.sep
+_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+def model_frame() -> ModelFrame | None:
+    """Find the line of the model's source that is running, or None outside any model's code."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not _is_machinery(filename):
+            line = linecache.getline(filename, frame.f_lineno).strip()
+            module = str(frame.f_globals.get("__name__", ""))
+            package = module.partition(".")[0]
+            return ModelFrame(filename, frame.f_lineno, line, package, module, frame.f_code.co_name, frame.f_locals)
+        frame = frame.f_back
+    return None
+
+
+def _is_machinery(filename: str) -> bool:
+    if filename.startswith(("<", _HERE, _TORCH)):
+        return True
+    return filename.startswith(_STDLIB) and not any(part in filename for part in _PACKAGES)
+
+
+def is_data_dependent(func: Any) -> bool:
+    """True where an operation's output has a size or a value that no shape tells."""
+    return func in _ANSWERS or str(func) in _ANSWERS_BY_NAME
+
+
+def answer(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Answer an operation whose outputs depend on data.
+
+    Returns:
+        The outputs as phantoms and a note for the graph, or NotImplemented where the operation's shapes tell all.
+
+    Raises:
+        DataDependentError: a user's own code asks for a value, or for a size that has no useful bound.
+    """
+    rule = _ANSWERS.get(func)
+    if rule is None:
+        rule = _ANSWERS_BY_NAME.get(str(func)) if func.namespace != "aten" else None
+        if rule is None:
+            return NotImplemented
+    return rule(func, args, kwargs)
+
+
+# -- values -------------------------------------------------------------------------------------------------------
+
+
+def _refuse(func: Any, tensor: Tensor, frame: ModelFrame | None) -> DataDependentError:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return DataDependentError(
+        "the model's control flow depends on values, which a capture does not compute",
+        where=f"{frame.filename}:{frame.lineno}: {frame.line}" if frame else None,
+        received=f"the value of a {kind} tensor of shape {format_shape(tuple(tensor.shape))}, asked by {func}",
+        todo=_TODO,
+    )
+
+
+def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    frame = model_frame()
+    if frame is None or frame.package not in LIBRARIES:
+        raise _refuse(func, args[0], frame)
+    dtype = args[0].dtype
+    value: Any = 1
+    if dtype is torch.bool:
+        value = False
+    elif dtype.is_floating_point:
+        value = 1.0
+    elif dtype.is_complex:
+        value = 1 + 0j
+    where = f"{frame.package} ({Path(frame.filename).name}:{frame.lineno})"
+    return value, f"{where} asks for a value that depends on data; {value!r} was answered"
+
+
+def _untrue(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    frame = model_frame()
+    if frame is None or frame.package not in LIBRARIES:
+        raise _refuse(func, args[0], frame)
+    where = f"{frame.package} ({Path(frame.filename).name}:{frame.lineno})"
+    return False, f"{where} compares tensors, which depends on data; False was answered"
+
+
+# -- sizes --------------------------------------------------------------------------------------------------------
+
+
+def _int_size(size: int) -> Tensor:
+    return dense((size,), torch.int64)
+
+
+def _note(func: Any) -> str:
+    return f"{func.namespace}::{func._schema.name.partition('::')[2]}: {_BOUND}"
+
+
+def _nonzero(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    mask = args[0]
+    return dense((_true_count(mask), mask.dim()), torch.int64), _note(func)
+
+
+def _true_count(mask: Tensor) -> int:
+    """Largest number of true elements that a mask can have, from what its asker guarantees."""
+    count = mask.numel()
+    frame = model_frame()
+    limit = _LIMITS.get((frame.module, frame.function)) if frame is not None else None
+    if frame is not None and limit is not None:
+        with suppress(KeyError, AttributeError, TypeError, ValueError):  # another version's names: numel still holds
+            count = min(count, limit(frame.local_names))
+    return count
+
+
+def _level_share(names: dict[str, Any]) -> int:
+    """Boxes on one level of a feature pyramid: each box is on exactly one, and most bytes move if that is the first."""
+    return int(names["num_rois"]) if names["level"] == 0 else 0
+
+
+def _sampled(names: dict[str, Any]) -> int:
+    """Boxes that the sampler leaves for one image."""
+    return int(names["self"].fg_bg_sampler.batch_size_per_image)
+
+
+def _sampled_positives(names: dict[str, Any]) -> int:
+    sampler = names["self"].fg_bg_sampler
+    return int(sampler.batch_size_per_image * sampler.positive_fraction)
+
+
+def _sampled_anchors(names: dict[str, Any]) -> int:
+    return int(names["self"].fg_bg_sampler.batch_size_per_image) * len(names["labels"])
+
+
+_ROI_HEADS = "torchvision.models.detection.roi_heads"
+_LIMITS: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
+    ("torchvision.ops.poolers", "_multiscale_roi_align"): _level_share,
+    (_ROI_HEADS, "subsample"): _sampled,
+    (_ROI_HEADS, "forward"): _sampled_positives,
+    ("torchvision.models.detection.rpn", "compute_loss"): _sampled_anchors,
+}
+"""Bounds that a function's own code guarantees: (module, function) → its local variables → largest count."""
+
+
+def _nms(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    return _int_size(args[0].shape[0]), _note(func)
+
+
+def _unique(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """All elements may differ; torchvision's loop over distinct labels takes one label that all boxes have."""
+    values, frame = args[0], model_frame()
+    dimension = args[1] if func is aten.unique_dim.default else None
+    inverse = numel(tuple(values.shape)) if dimension is None else values.shape[dimension]
+    count = 1 if frame is not None and frame.package == "torchvision" else inverse
+    shape = [count]
+    if dimension is not None:
+        shape = list(values.shape)
+        shape[dimension] = count
+    positions = {a.name: i for i, a in enumerate(func._schema.arguments)}
+
+    def asked(name: str) -> bool:
+        position = positions[name]
+        return bool(args[position] if position < len(args) else kwargs.get(name, False))
+
+    inverse_shape = tuple(values.shape) if dimension is None else (inverse,)
+    outputs = (
+        dense(tuple(shape), values.dtype),
+        dense(inverse_shape if asked("return_inverse") else (0,), torch.int64),
+        dense((count,) if asked("return_counts") else (0,), torch.int64),
+    )
+    return outputs, _note(func)
+
+
+def _masked_select(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return dense((numel(tuple(shape)),), args[0].dtype), _note(func)
+
+
+def _index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not any(_is_mask(i) for i in args[1]):
+        return NotImplemented
+    indices: list[Tensor | None] = []
+    for index in args[1]:
+        if index is not None and _is_mask(index):
+            indices.extend([_int_size(_true_count(index))] * index.dim())
+        else:
+            indices.append(index)
+    return run_on_meta(func, (args[0], indices), kwargs), _note(func)
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
+
+
+def _bincount(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weights = args[1] if len(args) > 1 else kwargs.get("weights")
+    least = args[2] if len(args) > 2 else kwargs.get("minlength", 0)
+    frame = model_frame()
+    if not least and (frame is None or frame.package not in LIBRARIES):
+        raise _refuse(func, args[0], frame)
+    dtype = torch.int64 if weights is None else torch.float32 if weights.dtype == torch.float32 else torch.float64
+    return dense((max(int(least), 1),), dtype), f"{_short(func)}: no value above its minlength was assumed"
+
+
+def _short(func: Any) -> str:
+    return str(func._schema.name)
+
+
+def _repeat_interleave(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    size = kwargs.get("output_size")
+    if size is None:
+        raise _refuse(func, args[0], model_frame())
+    return _int_size(int(size)), f"{_short(func)}: the size that the model states was taken"
+
+
+def _ctc_loss(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    """Losses and the table of path scores, as long as the longest target can be; it has no meta kernel."""
+    scores, targets, _, lengths = args[:4]
+    batch = scores.shape[1] if scores.dim() == 3 else 1
+    longest = targets.shape[-1] if isinstance(lengths, Tensor) or targets.dim() == 2 else max(lengths, default=0)
+    return (
+        dense((batch,), scores.dtype),
+        dense((batch, scores.shape[0], 2 * longest + 1), scores.dtype),
+    ), f"{_short(func)}: targets are taken as long as their tensor allows"
+
+
+def _ctc_loss_backward(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    return like(args[1]), f"{_short(func)}: targets are taken as long as their tensor allows"
+
+
+def _holds(func: Any, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+    return None, f"{_short(func)}: taken to hold"
+
+
+_ANSWERS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
+    aten._local_scalar_dense.default: _scalar,
+    aten.equal.default: _untrue,
+    aten.is_nonzero.default: _untrue,
+    aten.nonzero.default: _nonzero,
+    aten._unique2.default: _unique,
+    aten.unique_dim.default: _unique,
+    aten.unique_consecutive.default: _unique,
+    aten.masked_select.default: _masked_select,
+    aten.index.Tensor: _index,
+    aten._unsafe_index.Tensor: _index,
+    aten.bincount.default: _bincount,
+    aten.repeat_interleave.Tensor: _repeat_interleave,
+    aten._ctc_loss.default: _ctc_loss,
+    aten._ctc_loss.Tensor: _ctc_loss,
+    aten._ctc_loss_backward.default: _ctc_loss_backward,
+    aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
+    aten._assert_async.default: _holds,
+    aten._assert_async.msg: _holds,
+}
+
+_ANSWERS_BY_NAME: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
+    "torchvision.nms.default": _nms,
+    "torchvision.qnms.default": _nms,
+}
+"""Operators that may not be defined when this file is imported."""
