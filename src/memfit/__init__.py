@@ -20,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from memfit.graph.model import Graph
 
         return Graph
+    if name == "capture":
+        import memfit.capture
+
+        return memfit.capture
     if name in __all__:
         from memfit import api
 

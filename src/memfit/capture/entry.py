@@ -1,0 +1,209 @@
+"""The one way in: whatever the user names or holds becomes a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from memfit.capture.loaded import Example, LoadedSource
+from memfit.errors import UsageError
+from memfit.graph.model import Graph
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Inputs = str | Sequence[str] | Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def capture(
+    source: str | nn.Module | Graph,
+    inputs: Inputs | None = None,
+    *,
+    training: bool = False,
+    loss: Callable[[Any], Tensor] | None = None,
+    optimizer: Callable[[Any], Any] | None = None,
+    dtype: str | None = None,
+    batch: int | None = None,
+    args: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    estimate: bool = False,
+) -> Graph:
+    """Capture a model as a graph, without allocating a weight or computing a value.
+
+    >>> import memfit
+    >>> graph = memfit.capture("torchvision:mobilenet_v2", "1x3x224x224")
+    >>> len(graph.ops), sum(op.macs for op in graph.ops)
+    (205, 300774272)
+
+    Args:
+        source: what the command line takes (`torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, a
+            `.pt2` or `.memfit.json` file), an `nn.Module`, or a graph, which is returned as it is.
+        inputs: shapes as text (`"1x3x224x224"`, `["ids=1x128:int64", …]`), or tensors: one, a sequence of positional
+            arguments, or a mapping of keyword arguments. None takes the model's own.
+        training: also capture loss and backward, in training mode.
+        loss: outputs → scalar; None chooses as `memfit.capture.torch_trace.default_loss` does.
+        optimizer: parameters → optimizer, such as `torch.optim.Adam`; its first `step()` is captured too.
+        dtype: of weights and floating inputs: fp32, fp16 or bf16. None keeps the model's own.
+        batch: replaces the first dimension of every input.
+        args: arguments of the source's constructor.
+        threads: threads to trace for; None takes PyTorch's own setting.
+        estimate: let operations that the op table lacks pass, without MACs and with a note.
+
+    Raises:
+        SourceError: no such model or file, or it cannot be built.
+        UsageError: inputs that cannot be read.
+        CaptureError: the model refused its input.
+        DataDependentError: the model's control flow needs values.
+        UnsupportedOp: an operation that the op table lacks.
+    """
+    if isinstance(source, Graph):
+        return source
+    if isinstance(source, str):
+        from memfit.capture.sources import load
+
+        loaded = load(source, args=args, dtype=dtype)
+    else:
+        loaded = _held(source, args, dtype)
+    if loaded.graph is not None:
+        _refuse_options(loaded, inputs=inputs, batch=batch, training=training)
+        return loaded.graph
+    assert loaded.model is not None  # one of the two is there
+
+    from memfit.capture.torch_trace import capture_module
+
+    example = _example(loaded, inputs, batch=batch, training=training)
+    with _threads(threads), _dtype_of(loaded.model, dtype if not isinstance(source, str) else None):
+        graph = capture_module(
+            loaded.model,
+            example.args,
+            example.kwargs,
+            training=training,
+            loss=loss or example.loss,
+            optimizer=optimizer,
+            source=loaded.name,
+            input_names=example.names,
+            strict=not estimate,
+        )
+    return replace(graph, notes=(*loaded.notes, *graph.notes)) if loaded.notes else graph
+
+
+def _held(module: Any, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
+    """Wrap a module that the user holds."""
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            "this is neither a model nor a source",
+            received=f"a {type(module).__name__}",
+            todo="pass an nn.Module, a graph, or text such as torchvision:resnet50",
+        )
+    if args:
+        raise UsageError(
+            "args go to a constructor, and this model is already built",
+            received=", ".join(args),
+            todo="pass them where you build the model",
+        )
+    if dtype not in (None, "fp32", "fp16", "bf16", "float32", "float16", "bfloat16"):
+        raise UsageError("a model cannot have this dtype", received=repr(dtype), todo="use fp32, fp16 or bf16")
+    return LoadedSource(type(module).__name__, model=module)
+
+
+def _refuse_options(loaded: LoadedSource, **options: Any) -> None:
+    given = [name for name, value in options.items() if value]
+    if loaded.graph is not None and loaded.graph.training:
+        given = [name for name in given if name != "training"]
+    if given:
+        raise UsageError(
+            "a saved graph has the inputs and the pass that it was captured with",
+            where=loaded.name,
+            received=", ".join(f"--{name.removesuffix('s') if name == 'inputs' else name}" for name in given),
+            todo="leave them out, or capture the model again with them",
+        )
+
+
+def _example(loaded: LoadedSource, inputs: Any, *, batch: int | None, training: bool) -> Example:
+    """Make the arguments of the call from text, tensors or nothing."""
+    if inputs is None or isinstance(inputs, str) or _is_text(inputs):
+        texts = [] if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
+        return loaded.example(_typed(loaded, texts), batch=batch, training=training)
+    if batch is not None:
+        raise UsageError(
+            "batch replaces a shape's first dimension, and these inputs are tensors",
+            received=f"batch={batch}",
+            todo="pass shapes as text, or tensors of that batch",
+        )
+    from torch import Tensor
+
+    if isinstance(inputs, Mapping):
+        return Example((), dict(inputs), tuple(inputs), loaded.loss if training else None)
+    values = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    return Example(values, {}, (), loaded.loss if training else None)
+
+
+def _is_text(inputs: Any) -> bool:
+    return isinstance(inputs, list | tuple) and bool(inputs) and all(isinstance(i, str) for i in inputs)
+
+
+def _typed(loaded: LoadedSource, texts: list[str]) -> list[Any]:
+    """Read shapes; without a dtype, an input of a held model has that of the model's own weights."""
+    if loaded.specs or not texts:
+        return texts
+    from memfit.capture.inputs import parse_input
+
+    assert loaded.model is not None
+    floating = next((p.dtype for p in loaded.model.parameters() if p.is_floating_point()), None)
+    specs = [parse_input(text) for text in texts]
+    if floating is None:
+        return list(specs)
+    return [s if s.dtype else replace(s, dtype=str(floating).removeprefix("torch.")) for s in specs]
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch choose kernels as with that many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _dtype_of(model: nn.Module, dtype: str | None) -> Iterator[None]:
+    """Let phantoms of another dtype stand in for a held model's floating parameters and buffers."""
+    if dtype is None:
+        yield
+        return
+    from torch import nn as torch_nn
+
+    from memfit.capture.inputs import DTYPES
+    from memfit.capture.phantom import phantom
+
+    wanted = DTYPES[dtype]
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    stand_ins: dict[int, Any] = {}
+    for module in model.modules():
+        for members in (module._parameters, module._buffers):
+            for name, tensor in members.items():
+                if tensor is None or not tensor.is_floating_point() or tensor.dtype is wanted:
+                    continue
+                replaced.append((members, name, tensor))
+                if id(tensor) not in stand_ins:
+                    other: Any = phantom(tuple(tensor.shape), tensor.stride(), wanted)
+                    if isinstance(tensor, torch_nn.Parameter):
+                        other = torch_nn.Parameter(other, requires_grad=tensor.requires_grad)
+                    stand_ins[id(tensor)] = other
+                members[name] = stand_ins[id(tensor)]
+    try:
+        yield
+    finally:
+        for members, name, tensor in replaced:
+            members[name] = tensor
