@@ -109,7 +109,7 @@ def main() -> None:
     _, hundred = activation_sizes(100)
     print(f"{'layer':<12} {'elements':>10}   {'10 samples':>22}   {'100 samples':>22}   {'10 in fp32':>12}")
     print(f"{'':<12} {'':>10}   {'published':>11}{'computed':>11}   {'published':>11}{'computed':>11}")
-    for row in csv.DictReader(PUBLISHED.open()):
+    for row in csv.DictReader(PUBLISHED.read_text().splitlines()):
         label = row["layer"]
         at_ten, at_hundred = ten[label]["activations"], hundred[label]["activations"]
         print(

@@ -140,7 +140,7 @@ class _Build:
                 if self.unplaced:
                     row.ops = [*self.unplaced, op.index]
                     self.unplaced = []
-                if self.fold and role in _USES_PREPARED:
+                if role in _USES_PREPARED:
                     self._absorb(row, position, dead)
             else:
                 row.ops.append(op.index)
@@ -250,31 +250,33 @@ class _Build:
         return None
 
     def _absorb(self, row: _Row, position: int, dead: set[int]) -> None:
-        """Take in the rows that only prepare this row's weight."""
-        values = self.values
+        """Take in the rows that only prepare this row's weight; without folding they keep their rows."""
+        values, tensors = self.values, self.graph.tensors
         waiting = [v for v in values.inputs[position] if values.prepared[v]]
+        if len(waiting) == len(values.inputs[position]):
+            return
         sizes = {values.elements[v] for v in waiting}
         taken: list[_Row] = []
         while waiting:
             value = waiting.pop()
             source = self.row_of[value]
-            if source is None or id(source) in dead or source is row:
+            if source is None or source in taken or id(source) in dead or source is row:
                 continue
-            dead.add(id(source))
             taken.append(source)
             for index in source.ops:
                 waiting.extend(
                     v for v in values.inputs[self._position(index)] if values.prepared[v] and values.producer[v] >= 0
                 )
         for source in sorted(taken, key=lambda r: r.head):
+            weights = [p for p in source.parameters if len(tensors[p].shape) > 1 and tensors[p].elements in sizes]
+            if row.role in WEIGHTED:
+                (row if self.fold else source).weights.extend(weights)
+            if not self.fold:
+                continue
+            dead.add(id(source))
             row.ops = [*source.ops, *row.ops]
             row.macs += source.macs
             row.parameters = [*source.parameters, *row.parameters]
-            if row.role in WEIGHTED:
-                tensors = self.graph.tensors
-                row.weights.extend(
-                    p for p in source.parameters if len(tensors[p].shape) > 1 and tensors[p].elements in sizes
-                )
             for index in source.ops:
                 for value in values.outputs[self._position(index)]:
                     if self.row_of[value] is source:
