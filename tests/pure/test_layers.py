@@ -213,3 +213,16 @@ def test_a_row_that_an_operation_without_module_makes_goes_by_its_parameters_mod
     x = b.input(2, 4)
     graph = b.build(b.op("linear", (x, b.view(weight, 4, 4, path="attn", kind="t")), (2, 4), path="attn", macs=32))
     assert layers(graph)[1].name == "attn.out"
+
+
+def test_a_module_goes_by_the_operation_with_its_parameters_or_its_last() -> None:
+    b = Builder()
+    b.module("lstm", "LSTM")
+    x = b.input(5, 2, 3)
+    state = b.op("zeros", (), (1, 2, 4), path="lstm")
+    weights = [b.parameter("lstm.weight_ih", 16, 3), b.parameter("lstm.weight_hh", 16, 4)]
+    x = b.op("rnn_layer", (x, *weights, state), (5, 2, 4), path="lstm", macs=10 * 112)
+    gate = b.unary("sigmoid", x, path="swish")
+    graph = b.build(b.op("mul", (x, gate), (5, 2, 4), path="swish"))
+    assert [row.name for row in layers(graph)] == ["input", "lstm.zeros", "lstm", "swish.sigmoid", "swish"]
+    assert layers(graph)[2].weights == 112

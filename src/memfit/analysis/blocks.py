@@ -101,7 +101,9 @@ def _by_structure(graph: Graph, layers: Sequence[Layer]) -> list[str]:
             pools[layer.scope] += 1
         if layer.role in _ELEMENTWISE and not layer.params:
             continue
-        if children[layer.scope] or not weight[layer.scope]:
+        if layer.role is Role.ATTENTION:  # one kernel for several linear layers
+            weight[layer.scope] += max(1, len(layer.weight_parameters))
+        elif children[layer.scope] or not weight[layer.scope]:
             weight[layer.scope] += 1
     for index in range(count - 1, 0, -1):
         parent = scopes[index].parent

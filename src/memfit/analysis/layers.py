@@ -316,6 +316,9 @@ class _Build:
         graph = self.graph
         tensors = graph.tensors
         naming = self.naming
+        for row in rows:
+            if row.op is not None:
+                naming.note(row.scope, row.op.kind, bool(row.parameters))
         done: list[Layer] = []
         for position, row in enumerate(rows):
             op = row.op
@@ -383,12 +386,18 @@ class Naming:
         self._scopes = graph.scopes
         self._inner = {scope.parent for scope in graph.scopes}
         self._leaf_paths = {scope.path for scope in graph.scopes if scope.index not in self._inner and scope.path}
-        self._main: dict[int, str] = {}
+        self._main: dict[int, tuple[str, bool]] = {}
         self._given: dict[str, int] = {}
 
     def is_leaf(self, scope: int) -> bool:
         """True for a module without children."""
         return scope not in self._inner
+
+    def note(self, scope: int, kind: str, has_parameters: bool) -> None:
+        """Learn what a module without children does: its first operation with parameters, or else its last."""
+        known = self._main.get(scope)
+        if known is None or not known[1]:
+            self._main[scope] = (kind, has_parameters)
 
     def name(self, scope: int, kind: str, parameter: str | None = None) -> str:
         """Name an operation: its module where that is what the module does, else the module and the kind.
@@ -397,7 +406,7 @@ class Naming:
         """
         path = self._scopes[scope].path
         if scope not in self._inner and path:
-            return path if self._main.setdefault(scope, kind) == kind else f"{path}.{kind}"
+            return path if self._main.get(scope, (kind,))[0] == kind else f"{path}.{kind}"
         if parameter is not None:
             owner = parameter.rpartition(".")[0]
             if owner in self._leaf_paths:

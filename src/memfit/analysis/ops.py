@@ -41,6 +41,8 @@ def op_rows(graph: Graph, unfolded: Sequence[Layer]) -> tuple[OpRow, ...]:
     """
     naming = Naming(graph)
     layer_at = {layer.head: layer for layer in unfolded if layer.head >= 0}
+    for layer in layer_at.values():
+        naming.note(layer.scope, layer.type, bool(layer.parameters))
     rows = []
     for op in graph.ops:
         layer = layer_at.get(op.index)
