@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import memfit
+from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.units import format_bytes
 
 PUBLISHED = Path(__file__).parents[1] / "tests/expected/efficientvit_sam_l0_512_calibration.csv"
@@ -29,6 +30,7 @@ class Encoder(nn.Module):
     """The image encoder: a trunk of five stages, and a neck that joins the last three."""
 
     def __init__(self) -> None:
+        define_missing_torchvision_schemas()  # timm imports torchvision, whose import fails on a CPU-only PyTorch
         from timm.layers import LayerNorm2d
         from timm.models.efficientvit_mit import ConvNormAct, EfficientVitLarge, FusedMBConv, GELUTanh, ResidualBlock
 
