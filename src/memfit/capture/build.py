@@ -30,7 +30,7 @@ aten = torch.ops.aten
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class BuildMode(TorchDispatchMode):
+class BuildMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers a constructor's operations; use it as a context around the constructor."""
 
     @classmethod
@@ -38,7 +38,7 @@ class BuildMode(TorchDispatchMode):
         return False  # True imports torch._dynamo at the first operation: more than a second, for nothing
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._handlers: dict[Any, Handler] = {}
 
     def __torch_dispatch__(
@@ -128,7 +128,12 @@ _FRESH: dict[str, Handler] = {
         _shaped,
     ),
 }  # fmt: skip
-_NATIVE = {"_unsafe_view", "_reshape_alias", "detach", "alias", "lift", "lift_fresh"}
+_NATIVE = {
+    "_unsafe_view", "_reshape_alias", "detach", "alias", "lift", "lift_fresh", "t_", "transpose_", "squeeze_",
+    "unsqueeze_", "swapaxes_", "swapdims_", "as_strided_", "detach_",
+}  # fmt: skip
+"""Views, those made in place included: they touch no bytes."""
+
 _NEEDS_VALUES = {
     "_local_scalar_dense",
     "equal",
@@ -169,7 +174,7 @@ def _is_pytorch_asking() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") in (__name__, "torch.utils._python_dispatch"):
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__").startswith("torch.nn.")
+    return frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.nn.")
 
 
 _RANDOM_WRITES = {

@@ -117,6 +117,10 @@ def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         raise _refuse(func, args[0], frame)
     dtype = args[0].dtype
     value: Any = 1
+    largest = _LARGEST.get((frame.module, frame.function))
+    if largest is not None:
+        with suppress(KeyError):
+            value = largest(frame.local_names)
     if dtype is torch.bool:
         value = False
     elif dtype.is_floating_point:
@@ -125,6 +129,17 @@ def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         value = 1 + 0j
     where = f"{frame.package} ({Path(frame.filename).name}:{frame.lineno})"
     return value, f"{where} asks for a value that depends on data; {value!r} was answered"
+
+
+def _mask_side(names: dict[str, Any]) -> int:
+    """Width, then height of a box onto which a mask is pasted: at most the image's."""
+    return int(names["im_w"] if "w" not in names else names["im_h"] if "h" not in names else 1)
+
+
+_LARGEST: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
+    ("torchvision.models.detection.roi_heads", "paste_mask_in_image"): _mask_side,
+}
+"""Values that set a size: (module, function) → its local variables → the largest value that the code allows."""
 
 
 def _untrue(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
@@ -221,7 +236,7 @@ def _unique(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _masked_select(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
-    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
     return dense((numel(tuple(shape)),), args[0].dtype), _note(func)
 
 
@@ -277,6 +292,20 @@ def _ctc_loss_backward(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]
     return like(args[1]), f"{_short(func)}: targets are taken as long as their tensor allows"
 
 
+def _grouped_mm(_func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows of all groups together; the meta kernel refuses float32, which the CPU kernel takes."""
+    left, right = args[0], args[1]
+    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
+    if left.dim() == 2 and right.dim() == 2:
+        shape: tuple[int, ...] = (offsets.shape[0], left.shape[0], right.shape[1])
+    elif left.dim() == 2 or right.dim() == 2:
+        shape = (left.shape[-2], right.shape[-1])
+    else:
+        shape = (left.shape[0], left.shape[1], right.shape[2])
+    dtype = kwargs.get("out_dtype") or left.dtype
+    return dense(shape, dtype), "aten::_grouped_mm: how many rows each group gets depends on data; their sum does not"
+
+
 def _holds(func: Any, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
     return None, f"{_short(func)}: taken to hold"
 
@@ -298,6 +327,7 @@ _ANSWERS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     aten._ctc_loss.Tensor: _ctc_loss,
     aten._ctc_loss_backward.default: _ctc_loss_backward,
     aten._ctc_loss_backward.Tensor: _ctc_loss_backward,
+    aten._grouped_mm.default: _grouped_mm,
     aten._assert_async.default: _holds,
     aten._assert_async.msg: _holds,
 }
