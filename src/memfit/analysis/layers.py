@@ -53,8 +53,8 @@ class _Row:
     """A layer in the making."""
 
     __slots__ = (
-        "activation", "dtype", "elements", "head", "last", "macs", "norm", "op", "ops", "parameters", "role", "scope",
-        "shape", "weights",
+        "activation", "dtype", "elements", "head", "last", "macs", "norm", "op", "ops", "parameters", "reads",
+        "role", "scope", "shape", "weights",
     )  # fmt: skip
 
     def __init__(self, op: Op | None, role: Role, tensor: Tensor | None, scope: int) -> None:
@@ -70,6 +70,8 @@ class _Row:
         self.elements = tensor.elements if tensor else 0
         self.macs = 0 if op is None else op.macs
         self.ops: list[int] = [] if op is None else [op.index]
+        self.reads = False
+        """True where the first operation reads a parameter, which may count in an earlier row."""
         self.parameters: list[int] = []
         self.weights: list[int] = []
 
@@ -274,6 +276,7 @@ class _Build:
             if not self.fold:
                 continue
             dead.add(id(source))
+            row.reads = True
             row.ops = [*source.ops, *row.ops]
             row.macs += source.macs
             row.parameters = [*source.parameters, *row.parameters]
@@ -296,6 +299,7 @@ class _Build:
             storage = values.parameter[value]
             if storage < 0:
                 continue
+            row.reads = row.reads or op is row.op
             for tensor in self._parameters_of(storage, op):
                 if tensor.id in self.owned:
                     continue
@@ -318,7 +322,7 @@ class _Build:
         naming = self.naming
         for row in rows:
             if row.op is not None:
-                naming.note(row.scope, row.op.kind, bool(row.parameters))
+                naming.note(row.scope, row.op.kind, row.reads)
         done: list[Layer] = []
         for position, row in enumerate(rows):
             op = row.op
@@ -329,7 +333,7 @@ class _Build:
                 kind = op.kind
                 kernel, stride = op.attrs.get("kernel"), op.attrs.get("stride")
                 first = tensors[row.parameters[0]].name if row.parameters and row.role in _USES_PREPARED else None
-                name = naming.name(row.scope, kind, first)
+                name = naming.name(row.scope, kind, row.reads, first)
             done.append(
                 Layer(
                     name=naming.unique(name),
@@ -393,20 +397,20 @@ class Naming:
         """True for a module without children."""
         return scope not in self._inner
 
-    def note(self, scope: int, kind: str, has_parameters: bool) -> None:
-        """Learn what a module without children does: its first operation with parameters, or else its last."""
+    def note(self, scope: int, kind: str, reads: bool) -> None:
+        """Learn what a module without children does: its first operation that reads parameters, or else its last."""
         known = self._main.get(scope)
         if known is None or not known[1]:
-            self._main[scope] = (kind, has_parameters)
+            self._main[scope] = (kind, reads)
 
-    def name(self, scope: int, kind: str, parameter: str | None = None) -> str:
+    def name(self, scope: int, kind: str, reads: bool, parameter: str | None = None) -> str:
         """Name an operation: its module where that is what the module does, else the module and the kind.
 
         A product inside a larger module goes by the module whose parameter it uses.
         """
         path = self._scopes[scope].path
         if scope not in self._inner and path:
-            return path if self._main.get(scope, (kind,))[0] == kind else f"{path}.{kind}"
+            return path if self._main.get(scope, (kind, reads)) == (kind, reads) else f"{path}.{kind}"
         if parameter is not None:
             owner = parameter.rpartition(".")[0]
             if owner in self._leaf_paths:

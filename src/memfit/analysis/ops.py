@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from memfit.analysis.layers import Layer, Naming
-from memfit.graph.model import Graph, Phase
+from memfit.graph.model import Graph, Phase, StorageKind
 
 
 class OpRow(NamedTuple):
@@ -41,8 +41,10 @@ def op_rows(graph: Graph, unfolded: Sequence[Layer]) -> tuple[OpRow, ...]:
     """
     naming = Naming(graph)
     layer_at = {layer.head: layer for layer in unfolded if layer.head >= 0}
+    tensors, storages = graph.tensors, graph.storages
+    reads = [any(storages[tensors[i].storage].kind is StorageKind.PARAMETER for i in op.inputs) for op in graph.ops]
     for layer in layer_at.values():
-        naming.note(layer.scope, layer.type, bool(layer.parameters))
+        naming.note(layer.scope, layer.type, reads[layer.head])
     rows = []
     for op in graph.ops:
         layer = layer_at.get(op.index)
@@ -55,7 +57,7 @@ def op_rows(graph: Graph, unfolded: Sequence[Layer]) -> tuple[OpRow, ...]:
         first = graph.tensors[layer.parameters[0]].name if layer and layer.parameters else None
         rows.append(
             OpRow(
-                name=naming.unique(naming.name(op.scope, op.kind, first)),
+                name=naming.unique(naming.name(op.scope, op.kind, reads[op.index], first)),
                 type=op.kind,
                 phase=op.phase,
                 op=op.index,
