@@ -140,7 +140,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _classifier(source: str, model: nn.Module, dtype: str, sizes: dict[str, Any]) -> LoadedSource:
-    height, width = _pair(sizes.get("crop_size", 224))
+    height, width = _pair(getattr(model, "image_size", None) or sizes.get("crop_size", 224))
     return LoadedSource(
         source, model, specs=(InputSpec((1, 3, height, width), dtype, "input"),), loss=_classification_loss
     )
