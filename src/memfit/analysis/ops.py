@@ -43,8 +43,8 @@ def op_rows(graph: Graph, unfolded: Sequence[Layer]) -> tuple[OpRow, ...]:
     layer_at = {layer.head: layer for layer in unfolded if layer.head >= 0}
     tensors, storages = graph.tensors, graph.storages
     reads = [any(storages[tensors[i].storage].kind is StorageKind.PARAMETER for i in op.inputs) for op in graph.ops]
-    for layer in layer_at.values():
-        naming.note(layer.scope, layer.type, reads[layer.head])
+    for made in layer_at.values():
+        naming.note(made.scope, made.type, reads[made.head])
     rows = []
     for op in graph.ops:
         layer = layer_at.get(op.index)

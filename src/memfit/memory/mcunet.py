@@ -87,11 +87,12 @@ class _Buffers:
             row.head: alive[position] + to_bytes(self.scratch.get(position, 0)) for position, row in self.row_at.items()
         }
 
-    def _new(self, value: int, elements: int, birth: int) -> None:
+    def _new(self, value: int, elements: int, made: int, *, within_input: bool = False) -> None:
+        """Give a value its own bytes; one that is made within its input's counts from the next operation on."""
         self.buffer[value] = len(self.size)
         self.size.append(elements)
-        self.birth.append(birth)
-        self.death.append(max(self.last_read[value], birth))
+        self.birth.append(made + within_input)
+        self.death.append(max(self.last_read[value], made))
 
     def _join(self, value: int, buffer: int) -> None:
         self.buffer[value] = buffer
@@ -130,7 +131,7 @@ class _Buffers:
             elif target >= 0 and self.buffer[target] >= 0:
                 self._join(value, self.buffer[target])
             elif self._runs_in_place(op, row, position):
-                self._new(value, row.activations, position + 1)
+                self._new(value, row.activations, position, within_input=True)
                 self.scratch[position] = math.prod(tensor.shape[2:])
             else:
                 self._new(value, row.activations, position)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from memfit.analysis.layers import Layer, layers
 from memfit.analysis.values import Values, values_of
@@ -25,7 +25,7 @@ class Options:
     """`mcunet`: let depthwise convolutions overwrite their input."""
     train_only: str | None = None
     """`tinytl` and the model size: `bias`, `norm`, or a regular expression that parameter names contain."""
-    probes: Mapping[Any, Any] | None = None
+    probes: Mapping[int, tuple[int, ...]] | None = None
     """`eager`: measured workspaces of operations that have no rule."""
 
 

@@ -43,7 +43,7 @@ def profile_graph(
     bits: int = 8,
     frozen_bits: int | None = None,
     train_only: str | None = None,
-    probes: Mapping[Any, Any] | None = None,
+    probes: Mapping[int, tuple[int, ...]] | None = None,
     depth: int | None = None,
 ) -> Profile:
     """Show where a captured network's memory goes.
