@@ -218,7 +218,7 @@ HAND_MADE = {"inference": inverted_residual(), "training": training_step()}
 
 @pytest.mark.parametrize("phase", HAND_MADE)
 @pytest.mark.parametrize("per", PER)
-@pytest.mark.parametrize("memory", [name for name in MODELS if name != "eager"])
+@pytest.mark.parametrize("memory", MODELS)
 def test_every_model_and_kind_of_row_adds_up(memory: str, per: str, phase: str) -> None:
     graph = HAND_MADE[phase]
     model = memory_model(memory)
