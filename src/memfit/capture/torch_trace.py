@@ -455,7 +455,7 @@ def capture_module(
         stack.enter_context(_kept_gradients(model))
         outputs = _run(tracer, model, args, kwargs, training, loss, optimizer)
         output_ids = [tracer.tensor_id(t) for t in _tensors_in((outputs,))]
-    return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)
+        return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)
 
 
 def _run(
@@ -740,12 +740,19 @@ def _scoped_calls(tracer: Tracer) -> Iterator[None]:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Hold off cyclic garbage collection, so that lifetimes do not depend on when it happens to run."""
+    """Hold off cyclic garbage collection, so that lifetimes do not depend on when it happens to run.
+
+    What was made meanwhile then joins the old generation unseen: a graph is all long-lived, and searching it at once
+    would take longer than making it.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            gc.unfreeze()
         if enabled:
             gc.enable()
 
