@@ -1,0 +1,110 @@
+"""The `eager` memory model: PyTorch on the CPU as it runs.
+
+Definition: at each operation, the bytes of every storage that Python still holds (eager lifetimes; parameters and
+buffers left out, the network's input included), plus the largest sum that the kernel's own allocations reach while it
+runs. Source: the profiler's CPU allocations, which this equals; see docs/eager-cpu.md for the measured table. Limits:
+the CPU only; kernels without a rule count their outputs only and are named in `unknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memfit.graph.model import Graph, StorageKind
+from memfit.memory.cpu.machine import Machine
+from memfit.memory.cpu_workspaces import doubts, find
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Memory over the operations of one graph, in bytes."""
+
+    per_op_peak_bytes: tuple[int, ...]
+    """Highest total while each operation runs."""
+    workspace_bytes: tuple[int | None, ...]
+    """What the operation's kernel needs at its peak beyond its outputs; None where no rule is known."""
+    peak_bytes: int
+    """Highest total of all, the network's input included."""
+    peak_op: int
+    """First operation at which it is reached; -1 in a graph without operations."""
+    unknown: tuple[str, ...]
+    """Kinds of operations whose workspaces are unknown; their outputs are counted."""
+    notes: tuple[str, ...]
+    """What a reader of the figures must know."""
+
+
+def timeline(graph: Graph, probes: Mapping[int, tuple[int, ...]] | None = None) -> Timeline:
+    """Run the eager model over a captured graph.
+
+    `probes` gives events measured for some operations, by index; they take precedence over the rules.
+
+    >>> from memfit.graph.model import Op, Storage, Tensor
+    >>> x, y = (Tensor(i, i, (2, 8), (8, 1), "float32") for i in range(2))
+    >>> storages = (Storage(0, 64, StorageKind.INPUT, -1, 1, 1), Storage(1, 64, StorageKind.ACTIVATION, 0, 1, 1))
+    >>> op = Op(0, "relu", "aten.relu.default", (0,), (1,), {}, 0)
+    >>> timeline(Graph(storages, (x, y), (op,), (), (0,), (1,))).peak_bytes
+    128
+    """
+    machine = Machine(graph)
+    held, made = held_bytes(graph)
+    per_op: list[int] = []
+    workspaces: list[int | None] = []
+    unknown: dict[str, None] = {}
+    probes = probes or {}
+    for op in graph.ops:
+        index = op.index
+        found = probes.get(index) if index in probes else find(machine, op)
+        output_bytes = made[index]
+        if found is None:
+            unknown[op.kind] = None
+            highest = output_bytes
+            workspaces.append(None)
+        else:
+            total = highest = 0
+            for change in found:
+                total += change
+                if total > highest:  # noqa: PLR1730  (max() costs a call per event)
+                    highest = total
+            workspaces.append(highest - max(total, 0))
+        per_op.append(held[index] + highest)
+    peak = max(per_op, default=_inputs(graph))
+    notes = list(doubts(graph))
+    if unknown:
+        notes.append(
+            f"workspaces unknown on {graph.environment.get('isa')}, outputs only counted: {', '.join(sorted(unknown))}"
+        )
+    return Timeline(
+        per_op_peak_bytes=tuple(per_op),
+        workspace_bytes=tuple(workspaces),
+        peak_bytes=peak,
+        peak_op=per_op.index(peak) if per_op else -1,
+        unknown=tuple(unknown),
+        notes=tuple(notes),
+    )
+
+
+def held_bytes(graph: Graph) -> tuple[list[int], list[int]]:
+    """Bytes alive before each operation and still alive while it runs, and bytes that it makes itself."""
+    count = len(graph.ops)
+    change, made = [0] * (count + 1), [0] * (count + 1)
+    left_out = (StorageKind.PARAMETER, StorageKind.BUFFER)
+    for _, nbytes, kind, birth, death, _ in graph.storages:
+        if kind in left_out:
+            continue
+        if birth < 0:
+            change[0] += nbytes
+        else:
+            made[min(birth, count)] += nbytes
+            change[min(birth + 1, count)] += nbytes
+        change[min(max(death, birth + 1), count)] -= nbytes
+    held, total = [], 0
+    for value in change[:count]:
+        total += value
+        held.append(total)
+    return held, made
+
+
+def _inputs(graph: Graph) -> int:
+    storages = {graph.tensors[i].storage for i in graph.inputs}
+    return sum(graph.storages[s].nbytes for s in storages)
