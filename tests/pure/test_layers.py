@@ -226,3 +226,11 @@ def test_a_module_goes_by_the_operation_with_its_parameters_or_its_last() -> Non
     graph = b.build(b.op("mul", (x, gate), (5, 2, 4), path="swish"))
     assert [row.name for row in layers(graph)] == ["input", "lstm.zeros", "lstm", "swish.sigmoid", "swish"]
     assert layers(graph)[2].weights == 112
+
+
+def test_an_activation_of_a_second_output_does_not_fold() -> None:
+    b = Builder()
+    x = b.op("topk", (b.input(2, 8),), (2, 4), (2, 4))
+    second = b.ops[-1].outputs[1]
+    graph = b.build(x, b.unary("sigmoid", second, path="gate"))
+    assert [(row.name, row.activation) for row in layers(graph)] == [("input", None), ("topk", None), ("gate", None)]

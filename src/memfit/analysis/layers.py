@@ -54,13 +54,15 @@ class _Row:
 
     __slots__ = (
         "activation", "dtype", "elements", "head", "last", "macs", "norm", "op", "ops", "parameters", "reads",
-        "role", "scope", "shape", "weights",
+        "role", "scope", "shape", "value", "weights",
     )  # fmt: skip
 
     def __init__(self, op: Op | None, role: Role, tensor: Tensor | None, scope: int) -> None:
         self.op = op
         self.head = NONE if op is None else op.index
         self.last = self.head
+        self.value = NONE
+        """What it makes, as far as it is folded."""
         self.role = role
         self.scope = scope
         self.norm: str | None = None
@@ -150,6 +152,8 @@ class _Build:
             for value in values.outputs[position]:
                 if row_of[value] is None:
                     row_of[value] = row
+            if row.head == op.index or op.index == row.last:
+                row.value = self._made(position)
             self._claim(row, position, op, role)
         if self.unplaced and self.rows:
             self.rows[-1].ops += self.unplaced
@@ -171,6 +175,14 @@ class _Build:
             self.unplaced.append(op.index)
         else:
             row.ops.append(op.index)
+
+    def _made(self, position: int) -> int:
+        """Find the value of an operation's main output."""
+        result = self.values.result[position]
+        if result < 0:
+            return NONE
+        tensor = self.graph.tensors[result]
+        return self.values.value_of[tensor.storage, tensor.version]
 
     def _makes_activation(self, position: int) -> bool:
         values, result = self.values, self.values.result[position]
@@ -210,6 +222,7 @@ class _Build:
         if (
             row is None
             or row.op is None
+            or row.value != value
             or row.activation is not None
             or row.role is Role.ACTIVATION
             or len(values.readers[value]) != 1
@@ -238,6 +251,7 @@ class _Build:
             row = self.row_of[value]
             if (
                 row is not None
+                and row.value == value
                 and row.role in _TAKES_BIAS
                 and row.norm is None
                 and row.activation is None
