@@ -26,7 +26,7 @@ DEFAULT_LENGTH = 512
 """Longest default sequence: what most encoders take, and short for a decoder."""
 
 _MAPPINGS = (
-    "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION",
+    "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ", "IMAGE_CLASSIFICATION",
     "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION", "VIDEO_CLASSIFICATION", "AUDIO_CLASSIFICATION", "CTC",
 )  # fmt: skip
 """Kinds of model to look through where a configuration names no architecture."""
