@@ -96,6 +96,20 @@ def _more_calls() -> list[tuple[Any, ...]]:
         calls.append(_conv(y, t(6, 4, 3, 3), s=2, p=1))
         up = t(4, 3, 2, 2)
         calls.append((aten.convolution.default, y, up, t(3), [2, 2], [0, 0], [1, 1], True, [1, 1], 1))
+    for n, steps, wide, hidden in (
+        (2, 5, 8, 8),
+        (8, 32, 100, 64),
+        (8, 32, 64, 100),
+        (3, 7, 300, 20),
+        (16, 50, 256, 256),
+    ):
+        weights = (t(4 * hidden, wide), t(4 * hidden, hidden), t(4 * hidden), t(4 * hidden))
+        states = (t(n, hidden), t(n, hidden))
+        for train in (False, True):
+            calls.append(
+                (aten.mkldnn_rnn_layer.default, t(steps, n, wide), *weights, *states, False, [], 2, hidden, 1, True, False,
+                 False, train)
+            )  # fmt: skip
     ids = torch.zeros(3, dtype=torch.int64)
     heads = t(2, 5, 3, 8).transpose(1, 2)
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu.default(heads, heads, heads)
@@ -173,6 +187,7 @@ META_DIFFERS = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     aten._native_multi_head_attention.default,
+    aten.mkldnn_rnn_layer.default,
 }
 
 

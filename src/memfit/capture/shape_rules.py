@@ -475,6 +475,43 @@ def _encoder_layer(x: Tensor, *args: Any) -> Any:
     return dense(tuple(x.shape), x.dtype) if x.dim() == 3 and not x.is_nested else NotImplemented
 
 
+_PAGE = 4096
+"""oneDNN starts each part of a recurrent layer's workspace on a new page."""
+
+
+def _lstm_layer(
+    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, h: Tensor, c: Tensor, reverse: bool,
+    batch_sizes: list[int], mode: int, hidden: int, layers: int, has_biases: bool, bidirectional: bool,
+    batch_first: bool, train: bool,
+) -> Any:  # fmt: skip
+    """One oneDNN layer over input (T, N, I): output (T, N, H), states (N, H), and in training a workspace.
+
+    The workspace's parts are gates, projected states, three sets of states and two of cell states, each padded as
+    rnn_utils::get_good_ld pads. Source: src/cpu/rnn/rnn_utils.cpp of oneDNN 3.12, parts fitted to measured sizes.
+    """
+    if mode != 2 or x.dtype != torch.float32 or x.dim() != 3 or batch_sizes:
+        return NotImplemented
+    steps, batch, width = x.shape
+    outputs = (dense((steps, batch, hidden), x.dtype), dense(tuple(h.shape), x.dtype), dense(tuple(c.shape), x.dtype))
+    if not torch.is_grad_enabled():  # the kernel asks autograd, not its own argument
+        return (*outputs, None)
+    cells = 2 * (steps + 1) * batch
+    parts = [
+        steps * batch * _good_leading_dimension(4 * hidden),
+        steps * batch * _good_leading_dimension(hidden),
+        *[cells * _good_leading_dimension(max(width, hidden))] * 3,
+        *[cells * hidden] * 2,
+    ]
+    workspace = sum(-(-part * 4 // _PAGE) * _PAGE for part in parts)
+    return (*outputs, dense((workspace,), torch.uint8))
+
+
+def _good_leading_dimension(elements: int) -> int:
+    """Round up to a cache line of fp32, and off multiples of 256, which would collide in the cache."""
+    padded = -(-elements // 16) * 16
+    return padded + 16 if padded % 256 == 0 else padded
+
+
 def _embedding(weight: Tensor, indices: Tensor, *args: Any) -> Any:
     return dense((*indices.shape, weight.shape[1]), weight.dtype) if weight.dim() == 2 else NotImplemented
 
@@ -612,6 +649,7 @@ SHAPE_RULES: dict[Any, Rule] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _cpu_flash_attention_backward,
     aten._native_multi_head_attention.default: _native_mha,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
+    aten.mkldnn_rnn_layer.default: _lstm_layer,
     aten.embedding.default: _embedding,
     aten.max_pool2d_with_indices.default: _max_pool2d,
     aten.max_pool2d_with_indices_backward.default: _input_gradient,
