@@ -13,10 +13,22 @@ from memfit.memory.cpu.convolution_backward import backward
 from memfit.memory.cpu.machine import Machine, Rule
 from memfit.memory.cpu.operations import OPERATIONS
 from memfit.memory.cpu.plain import PLAIN
+from memfit.memory.cpu.transposed import transposed_backward, transposed_forward
+
+
+def convolution(machine: Machine, op: Op) -> list[int] | None:
+    """`aten.convolution`, transposed or not."""
+    return transposed_forward(machine, op) if op.args[6] else forward(machine, op)
+
+
+def convolution_backward(machine: Machine, op: Op) -> list[int] | None:
+    """`aten.convolution_backward`, transposed or not."""
+    return transposed_backward(machine, op) if op.args[7] else backward(machine, op)
+
 
 RULES: dict[str, Rule] = {
-    "aten.convolution.default": forward,
-    "aten.convolution_backward.default": backward,
+    "aten.convolution.default": convolution,
+    "aten.convolution_backward.default": convolution_backward,
     **OPERATIONS,
 }
 """Rules by target."""

@@ -93,20 +93,24 @@ def strided_weight(shape: Shape) -> int:
     return F32 * shape.groups * padded * (shape.outputs // shape.groups) * shape.taps
 
 
+def uneven(shape: Shape) -> bool:
+    """True where the stride does not divide the image."""
+    return any(i % s for i, s in zip(shape.spatial, shape.stride, strict=True))
+
+
 def strided(machine: Machine, shape: Shape) -> int:
     """Scratch of the strided kernel: per thread its batch, its mask, a padded copy of the output's gradient, and an
     accumulator where the stride does not divide the image.
     """
-    padded, uneven = 1, False
+    padded = 1
     for i, o, s, p, k in zip(shape.spatial, shape.result, shape.stride, shape.padding, spans(shape), strict=True):
         after = (o - 1) * s + k - i - p
         padded *= o + max(0, k - 1 - p) // s + max(0, k - 1 - after) // s
-        uneven = uneven or i % s != 0
     each = BATCH + PAGE + up(F32 * shape.outputs * padded, 4 * PAGE)
     total = 3 * PAGE + machine.threads * each
-    if uneven:
-        rows = -(-shape.spatial[-1] // shape.stride[-1])
-        total += PAGE + machine.threads * up(16 * rows * shape.inputs // shape.groups, 4 * PAGE)
+    if uneven(shape):
+        cells = -(-shape.spatial[-1] // shape.stride[-1]) * math.prod(shape.stride)
+        total += PAGE + machine.threads * up(F32 * cells * shape.inputs // shape.groups, 4 * PAGE)
     return total
 
 
