@@ -152,7 +152,7 @@ class _Build:
             for value in values.outputs[position]:
                 if row_of[value] is None:
                     row_of[value] = row
-            if row.head == op.index or op.index == row.last:
+            if op.index in (row.head, row.last):
                 row.value = self._made(position)
             self._claim(row, position, op, role)
         if self.unplaced and self.rows:
