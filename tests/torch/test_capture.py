@@ -223,6 +223,25 @@ def test_eager_lifetimes_follow_python_references() -> None:
     assert graph.ideal_live_bytes == (64, 64, 64, 64)
 
 
+def test_a_buffer_that_forward_replaces_is_not_taken_for_what_comes_after() -> None:
+    class Replaces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("index", torch.zeros(1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.index = torch.zeros(4, 4)
+            for _ in range(8):
+                x = x + self.index
+            return x
+
+    model = Replaces()
+    before = model.index
+    graph = capture_module(model, (torch.randn(4, 4),))
+    assert all(t.storage != graph.tensors[0].storage for t in graph.tensors[1:])
+    assert model.index is before
+
+
 def test_control_flow_on_values_names_the_line() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

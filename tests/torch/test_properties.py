@@ -103,7 +103,10 @@ def modules() -> st.SearchStrategy[nn.Module]:
         # A convolution first: what follows may write in place, and the input is not the module's to change.
         safe = inner.map(lambda m: nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), m))
         return st.one_of(
-            sequence, st.builds(Residual, safe, in_place=st.booleans()), st.builds(Concat, safe, safe), st.builds(Gate, safe)
+            sequence,
+            st.builds(Residual, safe, in_place=st.booleans()),
+            st.builds(Concat, safe, safe),
+            st.builds(Gate, safe),
         )
 
     return st.recursive(leaf(), nested, max_leaves=8).map(lambda m: nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3), m))

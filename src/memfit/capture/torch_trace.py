@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memfit.capture import worst_case
 from memfit.capture.phantom import is_phantom, like, numel, run_on_meta
 from memfit.capture.shape_rules import SHAPE_RULES
+from memfit.capture.shim import operators_present
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph.model import BEFORE, Graph, Op, Phase, Ref, Scope, Storage, StorageKind, Symbol
 from memfit.graph.model import Tensor as Value
@@ -65,9 +67,11 @@ class _StorageRef(weakref.ref):  # type: ignore[type-arg]
     """A weak reference on a storage that knows its number."""
 
     __slots__ = ("cdata", "sid")
+    cdata: int
+    sid: int
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation that reaches the dispatcher while it is active."""
 
     @classmethod
@@ -75,7 +79,7 @@ class Tracer(TorchDispatchMode):
         return False  # True imports torch._dynamo at the first operation: more than a second, for nothing
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.modules = list(model.named_modules())
         self.ops: list[_RawOp] = []
         self.saved: dict[int, list[int]] = {}
@@ -93,6 +97,7 @@ class Tracer(TorchDispatchMode):
         self._versions: list[int] = []
         self._tids: dict[tuple[Any, ...], int] = {}
         self._refs: dict[int, _StorageRef] = {}
+        self._held: list[torch.UntypedStorage] = []
         self._known: set[int] = set()
         self._handlers: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
         self._mutated: dict[Any, tuple[tuple[int, str], ...]] = {}
@@ -115,6 +120,7 @@ class Tracer(TorchDispatchMode):
         cdata = storage._cdata
         self._sids[cdata] = sid
         if birth == BEFORE:
+            self._held.append(storage)  # a model may drop a buffer; its address must not be taken for another's
             return sid
         ref = _StorageRef(storage, self._on_death)
         ref.cdata = cdata
@@ -141,7 +147,7 @@ class Tracer(TorchDispatchMode):
         if tid is None:
             tid = self._tids[key] = len(self.tensors)
             self.tensors.append(
-                Value(tid, sid, tuple(shape), strides, _dtype_name(dtype), offset, version, name, trainable)
+                Value(tid, sid, tuple(shape), strides, _dtype_name(dtype), int(offset), version, name, trainable)
             )
         return tid
 
@@ -236,8 +242,11 @@ class Tracer(TorchDispatchMode):
         sid = self._sids[tensor.untyped_storage()._cdata]
         if sid in self._known:
             return True
-        return self._versions[sid] == 0 and self.births[sid] == BEFORE and not is_phantom(tensor) and (
-            tensor.device.type == "cpu"
+        return (
+            self._versions[sid] == 0
+            and self.births[sid] == BEFORE
+            and not is_phantom(tensor)
+            and (tensor.device.type == "cpu")
         )
 
     def _ask_worst_case(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -354,7 +363,7 @@ class Tracer(TorchDispatchMode):
 
     def _encode(self, args: Sequence[Any], inputs: list[int]) -> tuple[Any, ...]:
         """Turn arguments into what a graph records, collecting the tensors' numbers."""
-        recorded = []
+        recorded: list[Any] = []
         for value in args:
             if isinstance(value, Tensor):
                 tid = self.tensor_id(value)
@@ -446,13 +455,15 @@ def capture_module(
     kwargs = dict(kwargs or {})
     tracer = Tracer(model)
     with ExitStack() as stack:
-        stack.enter_context(_mode_of(tracer, training))
-        stack.enter_context(_on_cpu(tracer))
+        stack.enter_context(_unchanged(tracer))
+        _set_mode(tracer, training)
+        _bring_to_cpu(tracer)
         scopes = _register_state(tracer)
         inputs = _register_inputs(tracer, (args, kwargs), input_names)
         stack.enter_context(_scoped_calls(tracer))
         stack.enter_context(_without_collection())
         stack.enter_context(_kept_gradients(model))
+        stack.enter_context(operators_present())
         outputs = _run(tracer, model, args, kwargs, training, loss, optimizer)
         output_ids = [tracer.tensor_id(t) for t in _tensors_in((outputs,))]
         return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)
@@ -487,7 +498,7 @@ def _run(
                 )
             tracer.phase = Phase.BACKWARD
             with tracer:
-                value.backward()
+                value.backward()  # type: ignore[no-untyped-call]
                 del value
                 _mark(tracer, (p.grad for p in model.parameters()), StorageKind.GRADIENT)
                 if opt is not None:
@@ -608,8 +619,18 @@ def _graph(
             notes[f"{raw.target} is not in the op table: its MACs are counted as 0"] = None
         ops.append(
             Op(
-                index, kind, raw.target, raw.inputs, raw.outputs, attrs, raw.scope,
-                tuple(tracer.saved.get(index, ())), macs, raw.phase, raw.args, raw.kwargs,
+                index,
+                kind,
+                raw.target,
+                raw.inputs,
+                raw.outputs,
+                attrs,
+                raw.scope,
+                tuple(tracer.saved.get(index, ())),
+                macs,
+                raw.phase,
+                raw.args,
+                raw.kwargs,
             )  # fmt: skip
         )
     kept = {tensors[t].storage for t in outputs}
@@ -619,10 +640,10 @@ def _graph(
             tracer.nbytes[sid],
             kind,
             tracer.births[sid],
-            count if kind is not StorageKind.ACTIVATION and tracer.births[sid] == BEFORE else tracer.deaths.get(sid, count),
             count
-            if sid in kept or kind in _LASTING
-            else max(last_use[sid] + 1, tracer.births[sid] + 1, 0),
+            if kind is not StorageKind.ACTIVATION and tracer.births[sid] == BEFORE
+            else tracer.deaths.get(sid, count),
+            count if sid in kept or kind in _LASTING else max(last_use[sid] + 1, tracer.births[sid] + 1, 0),
         )
         for sid, kind in enumerate(tracer.kinds)
     )
@@ -661,40 +682,43 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def _mode_of(tracer: Tracer, training: bool) -> Iterator[None]:
-    """Put the model in training or evaluation mode, and back."""
-    changed = [m for _, m in tracer.modules if m.training is not training]
-    for module in changed:
-        module.training = training
+def _unchanged(tracer: Tracer) -> Iterator[None]:
+    """Put back every attribute, parameter and buffer that the capture or the model's own forward replaced."""
+    kept = [
+        (members, dict(members))
+        for _, module in tracer.modules
+        for members in (vars(module), module._parameters, module._buffers)
+    ]
     try:
         yield
     finally:
-        for module in changed:
-            module.training = not training
+        for members, before in kept:
+            if len(members) != len(before) or not all(map(operator.is_, members.values(), before.values())):
+                members.clear()
+                members.update(before)
 
 
-@contextmanager
-def _on_cpu(tracer: Tracer) -> Iterator[None]:
-    """Let phantoms stand in for parameters and buffers that are not on the CPU, and put the originals back."""
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+def _set_mode(tracer: Tracer, training: bool) -> None:
+    """Put the model in training or evaluation mode."""
+    for _, module in tracer.modules:
+        if module.training is not training:
+            module.training = training
+
+
+def _bring_to_cpu(tracer: Tracer) -> None:
+    """Let phantoms stand in for parameters and buffers that are not on the CPU."""
     stand_ins: dict[int, Tensor] = {}
     for _, module in tracer.modules:
         for members in (module._parameters, module._buffers):
             for name, tensor in members.items():
                 if tensor is not None and tensor.device.type != "cpu":
-                    replaced.append((members, name, tensor))
                     stand_in = stand_ins.get(id(tensor))
                     if stand_in is None:
                         stand_in = like(tensor.detach())
                         if isinstance(tensor, nn.Parameter):
                             stand_in = nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
                         stand_ins[id(tensor)] = stand_in
-                    members[name] = stand_in  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for members, name, tensor in replaced:
-            members[name] = tensor
+                    members[name] = stand_in
 
 
 @contextmanager

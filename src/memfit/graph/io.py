@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,12 @@ def _unpack(value: Any) -> Any:
         return tuple(_unpack(v) for v in value)
     if isinstance(value, dict):
         ((tag, content),) = value.items()
-        return {"t": Ref, "s": Symbol, "f": float, "d": _unpack_dict}[tag](content)
+        return _TAGS[tag](content)
     return value
 
 
 def _unpack_dict(content: dict[str, Any]) -> dict[str, Any]:
     return {k: _unpack(v) for k, v in content.items()}
+
+
+_TAGS: dict[str, Callable[[Any], Any]] = {"t": Ref, "s": Symbol, "f": float, "d": _unpack_dict}

@@ -125,7 +125,7 @@ class Symbol(str):
 class Op(NamedTuple):
     """One operation, in the order in which it ran."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a record
     kind: str
     """The field's word: conv2d, depthwise_conv2d, linear, add, relu6."""
     target: str
@@ -148,7 +148,7 @@ class Op(NamedTuple):
 class Scope(NamedTuple):
     """One module of the model's tree."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     path: str
     """Dotted path from the root; the root's is empty."""
     class_name: str

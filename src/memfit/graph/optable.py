@@ -93,7 +93,8 @@ class Call(NamedTuple):
 
     def tensor(self, position: int) -> Tensor:
         """The tensor that stands at that argument."""
-        return self.tensors[self.args[position]]
+        found: Tensor = self.tensors[self.args[position]]
+        return found
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """True where the tensor is a parameter or a view of one."""
@@ -113,8 +114,8 @@ class Entry(NamedTuple):
 
 
 def _per_dimension(values: Any, rank: int) -> tuple[int, ...]:
-    values = (values,) if isinstance(values, int) else tuple(values)
-    return values * rank if len(values) == 1 else values
+    sizes: tuple[int, ...] = (values,) if isinstance(values, int) else tuple(values)
+    return sizes * rank if len(sizes) == 1 else sizes
 
 
 def _conv_kind(call: Call) -> str:
@@ -216,13 +217,14 @@ def _fused_mha_macs(call: Call) -> int:
 
 
 def _encoder_layer_macs(call: Call) -> int:
-    """A whole transformer encoder layer in one kernel: attention with its projections, and the two linear layers."""
-    x = call.tensor(0)
-    width, heads_in = call.args[1], x.shape
-    n, length = (heads_in[0], heads_in[1]) if len(heads_in) == 3 else (1, heads_in[0])
-    hidden = max(t.shape[0] for t in call.inputs if len(t.shape) == 2 and t.shape[1] == width)
-    hidden = next((t.shape[0] for t in call.inputs if t.shape[1:] == (width,) and t.shape[0] != 3 * width), hidden)
-    return n * length * width * (4 * width + 2 * hidden) + 2 * n * length * length * width
+    """Count a whole transformer encoder layer in one kernel: attention with its projections, and two linear layers.
+
+    Arguments by position: source (N, L, E), E, heads, three projections in one weight, its bias, output weight and bias,
+    four norm settings and parameters, then the two linear layers' weights and biases.
+    """
+    x, first = call.tensor(0), call.tensor(14)
+    n, length, width = x.shape
+    return n * length * width * (4 * width + 2 * first.shape[0]) + 2 * n * length * length * width
 
 
 def _mkldnn_rnn_macs(call: Call) -> int:
