@@ -70,14 +70,21 @@ class Call(NamedTuple):
 def shape_of(
     x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...], op_args: tuple[Any, ...], last: bool
 ) -> Shape:
-    """Read a convolution's numbers; `op_args` are stride, padding, dilation and groups."""
+    """Read a convolution's numbers; `op_args` are stride, padding, dilation and groups.
+
+    A 1-D convolution runs as a 2-D one of height 1.
+    """
     stride, padding, dilation, groups = op_args
     dims = len(x) - 2
 
-    def full(values: Any) -> tuple[int, ...]:
-        return tuple(values) * dims if len(values) == 1 else tuple(values)
+    def full(values: Any, missing: int) -> tuple[int, ...]:
+        values = tuple(values) * dims if len(values) == 1 else tuple(values)
+        return (missing, *values) if dims == 1 else values
 
-    return Shape(x[0], x[1], y[1], groups, x[2:], y[2:], weight[2:], full(stride), full(padding), full(dilation), last)
+    return Shape(
+        x[0], x[1], y[1], groups, full(x[2:], 1), full(y[2:], 1), full(weight[2:], 1),
+        full(stride, 1), full(padding, 0), full(dilation, 1), last,
+    )  # fmt: skip
 
 
 def pointwise(shape: Shape) -> bool:
@@ -246,13 +253,15 @@ def backend_of(machine: Machine, x: Tensor, w: Tensor, settings: tuple[Any, ...]
     `settings` are stride, padding, dilation, transposed, output padding and groups.
     """
     stride, _padding, dilation, transposed, output_padding, groups = settings
-    if x.dtype != "float32" or len(x.shape) != 4:
+    if x.dtype != "float32" or len(x.shape) > 4:
         return ""
     if transposed and any(p >= s for p, s in zip(output_padding, stride, strict=False)):
         return "SlowTranspose2d"
-    strided = any(s != 1 for s in stride)
-    wide = strided or any(d != 1 for d in dilation) or x.shape[0] >= 16 or w.shape[-1] != 1 or w.shape[-2] != 1
-    large = groups > 1 or (w.shape[-1] > 3 and w.shape[-2] > 3) or x.shape[0] > 1 or math.prod(x.shape) > 20480
+    kernel = w.shape[2:]
+    wide = x.shape[0] >= 16 or any(n != 1 for n in (*stride, *dilation, *kernel))
+    large = groups > 1 or (len(kernel) > 1 and min(kernel) > 3) or x.shape[0] > 1 or math.prod(x.shape) > 20480
     if (wide or machine.threads > 1) and large:
         return "???" if transposed else "Mkldnn"
+    if any(d != 1 for d in dilation):
+        return "SlowDilated2d"
     return "SlowTranspose2d" if transposed else "Slow2d"

@@ -35,7 +35,7 @@ def backward(machine: Machine, op: Op) -> list[int] | None:
     last = suggests_last(tx) or suggests_last(tw)
     backend = op.attrs.get("backend") or backend_of(machine, tx, tw, op.args[4:10])
     rule = BACKWARD.get(backend)
-    if rule is None or not machine.lanes:
+    if rule is None or not machine.lanes or len(tx.shape) > 4:
         return None
     shape = shape_of(tx.shape, tg.shape, tw.shape, (stride, padding, dilation, groups), last)
     return rule(machine, shape, (tg, tx, tw), mask)
