@@ -104,7 +104,7 @@ def profile(
     graph = capture(
         source,
         inputs,
-        training=training or model.needs_training or optimizer is not None,
+        training=training or model.of_training or optimizer is not None,
         loss=loss,
         optimizer=optimizer,
         dtype=None if dtype == "int8" else dtype,

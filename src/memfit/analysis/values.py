@@ -62,9 +62,20 @@ class Values:
     """Values of the graph's outputs."""
 
 
+def is_kept_copy(op: Op) -> bool:
+    """True for the copy that autograd keeps of a value which the operation after it overwrites.
+
+    A copy that the network itself makes is kept, if at all, by the operation that reads it.
+    """
+    return op.kind == "clone" and bool(op.saved) and op.outputs[0] in op.saved
+
+
 def is_identity(graph: Graph, op: Op, part: Role) -> bool:
-    """True for adaptive pooling to the size that its input already has, and for dropout in inference."""
-    if op.kind == "identity":
+    """True for adaptive pooling to the size that its input already has, and for dropout in inference.
+
+    To the network, autograd's copies are too: they are read by backward only.
+    """
+    if op.kind == "identity" or (part is Role.COPY and is_kept_copy(op)):
         return True
     if part is Role.DROPOUT:
         return not graph.training

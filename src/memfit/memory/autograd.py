@@ -57,4 +57,4 @@ def figures(view: View) -> Figures:
     return Figures(tuple(per_op), total)
 
 
-MODEL = MemoryModel("autograd", "what stock PyTorch keeps for backward", "saved", figures, needs_training=True)
+MODEL = MemoryModel("autograd", "what stock PyTorch keeps for backward", "saved", figures, of_training=True)

@@ -46,7 +46,8 @@ def figures(view: View) -> Figures:
     per_op: list[int | None] = [None] * len(view.graph.ops)
     for index, need in needs.items():
         per_op[index] = need
-    return Figures(tuple(per_op), peak(tuple(per_op)))
+    note = f"mcunet counts every activation, the input too, at {bits} bits"
+    return Figures(tuple(per_op), peak(tuple(per_op)), (note,))
 
 
 class _Buffers:

@@ -111,8 +111,8 @@ class MemoryModel(NamedTuple):
     """One line for people."""
     measures: Literal["peak", "saved", "tensors"]
     figures: Callable[[View], Figures]
-    needs_training: bool = False
-    """True where the figures need a capture that includes backward."""
+    of_training: bool = False
+    """True where the figures are of training, so that a model is captured with loss and backward."""
 
 
 def peak(per_op: tuple[int | None, ...]) -> int:

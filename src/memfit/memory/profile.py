@@ -10,7 +10,7 @@ from memfit.analysis.layers import UNUSED, Layer, layers
 from memfit.analysis.modules import modules
 from memfit.analysis.ops import op_rows
 from memfit.analysis.result import Profile
-from memfit.analysis.values import FORWARD
+from memfit.analysis.values import FORWARD, is_kept_copy
 from memfit.errors import UsageError
 from memfit.graph.model import ITEMSIZE, Graph, Phase
 from memfit.graph.optable import Role, role
@@ -158,7 +158,7 @@ class _Report:
         self.total_params = sum(t.elements for t in self.graph.parameters())
         self.quiet = [role(op.kind) is Role.VIEW for op in self.graph.ops]
         for op, alias in zip(view.values.forward, view.values.alias, strict=True):
-            self.quiet[op.index] = alias
+            self.quiet[op.index] = alias and not is_kept_copy(op)
         self.place: list[str | None] = [None] * len(self.graph.ops)
         """Name of the row that each operation's memory is shown in."""
 
@@ -367,7 +367,7 @@ class _Report:
             totals["backward_macs"] = sum(op.macs for op in graph.ops if op.phase not in FORWARD)
         totals.update(self._memory_totals())
         state = [(kind, tensor) for kind, tensor in listed(self.view)]
-        totals["input_bytes"] = sum(t.nbytes for kind, t in state if kind == "input")
+        totals["input_bytes"] = sum(self._bytes(t.elements, t.dtype) for kind, t in state if kind == "input")
         totals["parameter_bytes"] = sum(t.nbytes for kind, t in state if kind == "parameter")
         totals["buffer_bytes"] = sum(t.nbytes for kind, t in state if kind == "buffer")
         totals["model_bytes"] = self._model_bytes(frozen_bits, totals["parameter_bytes"] + totals["buffer_bytes"])

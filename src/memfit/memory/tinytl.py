@@ -103,4 +103,4 @@ def _factors(graph: Graph, op: Op, trainable: frozenset[int]) -> int:
     return sum(t.elements for t in activations) * _FLOAT
 
 
-MODEL = MemoryModel("tinytl", "what training keeps, as TinyTL counts it", "saved", figures)
+MODEL = MemoryModel("tinytl", "what training keeps, as TinyTL counts it", "saved", figures, of_training=True)
