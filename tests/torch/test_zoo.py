@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfit.capture.entry import capture
@@ -70,8 +71,8 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.first(F.silu(self.norm(x))) + self.time(F.silu(time))[:, :, None, None]
-        return self.second(F.silu(h)) + self.skip(x)
+        h = self.first(functional.silu(self.norm(x))) + self.time(functional.silu(time))[:, :, None, None]
+        return self.second(functional.silu(h)) + self.skip(x)
 
 
 class Attention(nn.Module):
@@ -84,7 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, width, height, depth = x.shape
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unflatten(2, (3, 4, width // 4)).unbind(2)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = functional.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return x + self.out(y.permute(0, 1, 3, 2).reshape(batch, width, height, depth))
 
 
@@ -112,9 +113,9 @@ class DiffusionUNet(nn.Module):
             x = shrink(x)
         x = self.middle(x)
         for block in self.up:
-            x = torch.cat([F.interpolate(x, scale_factor=2.0), kept.pop()], 1)
+            x = torch.cat([functional.interpolate(x, scale_factor=2.0), kept.pop()], 1)
             x = block(x, time)
-        return self.head(F.silu(x))
+        return self.head(functional.silu(x))
 
 
 Case = tuple[str | Callable[[], nn.Module], tuple[str, ...], str]
@@ -123,20 +124,29 @@ CASES: dict[str, Case] = {
     "attention": ("timm:deit_tiny_patch16_224", ("2x3x224x224",), "attention"),
     "windowed attention": ("torchvision:swin_t", ("2x3x64x64",), "softmax"),
     "state space": ("hf:mamba", ("2x16",), "conv1d"),
-    "recurrent": (Tagger, ("2x16:int64",), "lstm"),
+    "recurrent": (Tagger, ("2x16:int64",), "rnn_layer"),
     "detection": ("torchvision:ssdlite320_mobilenet_v3_large", ("2x3x320x320",), "nms"),
     "detection in two stages": ("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", ("2x3x320x320",), "roi_align"),
     "segmentation": ("torchvision:lraspp_mobilenet_v3_large", ("2x3x64x64",), "upsample"),
     "video": ("torchvision:r3d_18", ("2x3x4x32x32",), "conv3d"),
     "optical flow": ("torchvision:raft_small", ("2x3x128x128", "2x3x128x128"), "grid_sample"),
     "decoder": ("hf:llama", ("2x16",), "attention"),
-    "encoder-decoder": ("hf:t5", ("2x16", "decoder_input_ids=2x8"), "softmax"),
+    "encoder-decoder": ("hf:t5", ("2x16", "decoder_input_ids=2x8"), "attention|softmax"),
     "encoder-decoder with attention kernels": ("hf:bart", ("2x16", "decoder_input_ids=2x8"), "attention"),
     "mixture of experts": ("hf:mixtral", ("2x16",), "topk"),
     "diffusion U-Net": (DiffusionUNet, ("2x3x32x32", "2"), "group_norm"),
 }
 UNKNOWN_SIZES = {"detection", "detection in two stages"}
 """Networks whose sizes depend on data: a real run has other sizes than the worst case that a capture takes."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small networks run fastest so, also where several tests run at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=CASES)
@@ -244,14 +254,16 @@ def test_a_network_is_captured_as_it_runs(case: tuple[str, LoadedSource, tuple[s
     model = loaded.model
     assert model is not None
     assert sum(t.elements for t in graph.parameters()) == sum(p.numel() for p in model.parameters())
-    assert any(kind in op.kind for op in graph.ops) or (kind == "nms" and training), "the family's own operation"
+    assert any(re.search(kind, op.kind) for op in graph.ops) or (kind == "nms" and training), (
+        "the family's own operation"
+    )
     assert sum(op.macs for op in graph.ops) > 0
     assert len(graph.inputs) == len(example.names)
     if training:
         assert {op.phase for op in graph.ops} == {Phase.FORWARD, Phase.LOSS, Phase.BACKWARD} or example.kwargs
         assert any(op.saved for op in graph.ops)
         forward = sum(op.macs for op in graph.ops if op.phase is not Phase.BACKWARD)
-        assert forward < sum(op.macs for op in graph.ops) <= 3 * forward
+        assert forward < sum(op.macs for op in graph.ops) <= 3.1 * forward, "attention's backward repeats its scores"
         gradients = sum(s.nbytes for s in graph.storages if s.kind is StorageKind.GRADIENT)
         assert 0 < gradients <= sum(t.nbytes for t in graph.parameters())
     if name in UNKNOWN_SIZES:
