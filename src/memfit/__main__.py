@@ -1,6 +1,8 @@
 """`python -m memfit` is the command line."""
 
+import sys
+
 from memfit.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

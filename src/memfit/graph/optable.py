@@ -196,6 +196,12 @@ def _product_macs(left: int) -> Callable[[Call], int]:
     return macs
 
 
+def _grouped_macs(call: Call) -> int:
+    """Count products of groups of rows with a matrix each; two plain matrices share their inner dimension out."""
+    a, b = call.tensor(0).shape, call.tensor(1).shape
+    return a[0] * a[1] * b[1] if len(a) == len(b) == 2 else call.outputs[0].elements * a[-1]
+
+
 def _attention_macs(call: Call) -> int:
     """Query times key, then weights times value: N · heads · L · S · (E + Ev)."""
     q, k, v = call.tensor(0), call.tensor(1), call.tensor(2)
@@ -276,10 +282,6 @@ def _adaptive_kind(kind: str, rank: int) -> Callable[[Call], str]:
     return name
 
 
-def _dropout_kind(call: Call) -> str:
-    return "dropout"
-
-
 # -- the table ----------------------------------------------------------------------------------------------------
 
 _R = Role
@@ -311,7 +313,7 @@ OP_TABLE: dict[str, Entry] = {
     "aten.linear": Entry(_product_kind(1), _R.LINEAR, _product_macs(0)),
     "aten.mkldnn_linear": Entry(_product_kind(1), _R.LINEAR, _product_macs(0)),
     "aten.matmul": Entry(_product_kind(0, 1), _R.LINEAR, _product_macs(0)),
-    "aten._grouped_mm": Entry(_product_kind(0, 1), _R.LINEAR, _product_macs(0)),
+    "aten._grouped_mm": Entry(_product_kind(0, 1), _R.LINEAR, _grouped_macs),
     "aten._trilinear": Entry("bilinear", _R.LINEAR, _bilinear_macs),
     "aten._cdist_forward": Entry("cdist", _R.MATMUL, _cdist_macs),
     # Attention
