@@ -630,6 +630,26 @@ assert torchvision.models.mobilenet_v2().eval()(torch.rand(1, 3, 32, 32)).shape 
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
+def test_a_capture_does_not_need_the_compiler() -> None:
+    code = """
+import sys, torch
+from memfit.capture.dynamo import without_dynamo
+x = torch.empty(4, device="meta")
+with without_dynamo():
+    torch.nn.functional.gelu(x)
+    assert type(sys.modules["torch._dynamo"]).__name__ == "StandIn"
+assert "torch._dynamo" not in sys.modules
+with without_dynamo():
+    import torch._dynamo.utils
+    assert sys.modules["torch._dynamo"].__file__
+double = torch.compile(lambda x: torch.nn.functional.gelu(x) * 2, backend="eager")
+assert torch.equal(double(torch.ones(3)), torch.nn.functional.gelu(torch.ones(3)) * 2)
+with without_dynamo():
+    assert sys.modules["torch._dynamo"].__file__
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
 def test_region_operators_have_shapes_and_gradients() -> None:
     from memfit.capture.shim import import_torchvision, operators_present
 

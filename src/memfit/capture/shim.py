@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memfit.capture.dynamo import StandIn
+
 _SIZES = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
 _POOLED = "float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _DEFORM = (
@@ -98,22 +100,23 @@ def import_torchvision() -> Any:
     is imported when it is called instead.
     """
     define_missing_torchvision_schemas()
-    if "torchvision" in sys.modules or "torch._dynamo" in sys.modules:
+    present = sys.modules.get("torch._dynamo")
+    if "torchvision" in sys.modules or not (present is None or isinstance(present, StandIn)):
         return importlib.import_module("torchvision")
     package, utils = types.ModuleType("torch._dynamo"), types.ModuleType("torch._dynamo.utils")
     package.__path__ = []
     utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
-    stand_ins = {"torch._dynamo": package, "torch._dynamo.utils": utils}
     before = set(sys.modules)
-    sys.modules.update(stand_ins)
+    sys.modules |= {"torch._dynamo": package, "torch._dynamo.utils": utils}
     try:
         module = importlib.import_module("torchvision")
     except (ImportError, AttributeError):
         module = None
     finally:
-        for name, stand_in in stand_ins.items():
-            if sys.modules.get(name) is stand_in:
-                del sys.modules[name]
+        if sys.modules.get("torch._dynamo.utils") is utils:
+            del sys.modules["torch._dynamo.utils"], sys.modules["torch._dynamo"]
+            if present is not None:
+                sys.modules["torch._dynamo"] = present
     if module is None:  # another torchvision, which needs more of torch._dynamo: import it as it is
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "torchvision":
