@@ -45,7 +45,6 @@ print("\\n".join(names))
 
 def capture(source: str, mode: str) -> dict[str, Any]:
     """Capture one model; what went wrong is part of the answer."""
-    from memfit.capture.shim import operators_present
     from memfit.capture.sources import load
     from memfit.capture.torch_trace import capture_module
     from memfit.errors import MemfitError
@@ -59,17 +58,16 @@ def capture(source: str, mode: str) -> dict[str, Any]:
         record["build_s"] = round(built - start, 4)
         assert loaded.model is not None
         example = loaded.example(batch=2 if training else 1, training=training)
-        with operators_present():
-            graph = capture_module(
-                loaded.model,
-                example.args,
-                example.kwargs,
-                training=training,
-                loss=example.loss,
-                source=source,
-                input_names=example.names,
-                strict=False,
-            )
+        graph = capture_module(
+            loaded.model,
+            example.args,
+            example.kwargs,
+            training=training,
+            loss=example.loss,
+            source=source,
+            input_names=example.names,
+            strict=False,
+        )
         record["trace_s"] = round(time.perf_counter() - built, 4)
         record["ops"] = len(graph.ops)
         record["params"] = sum(t.elements for t in graph.parameters())

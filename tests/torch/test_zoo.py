@@ -19,7 +19,7 @@ from memfit.capture.entry import capture
 from memfit.capture.loaded import Example, LoadedSource
 from memfit.capture.phantom import is_phantom
 from memfit.capture.sources import load
-from memfit.capture.torch_trace import default_loss
+from memfit.capture.torch_trace import capture_module, default_loss
 from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
@@ -234,15 +234,11 @@ def real_run(model: nn.Module, example: Example, training: bool) -> list[str]:
 
 
 def captured(loaded: LoadedSource, inputs: tuple[str, ...], training: bool) -> tuple[Graph, Example]:
-    from memfit.capture.shim import operators_present
-    from memfit.capture.torch_trace import capture_module
-
     example = loaded.example(inputs, training=training)
     assert loaded.model is not None
-    with operators_present():
-        graph = capture_module(
-            loaded.model, example.args, example.kwargs, training=training, loss=example.loss, input_names=example.names
-        )
+    graph = capture_module(
+        loaded.model, example.args, example.kwargs, training=training, loss=example.loss, input_names=example.names
+    )
     return graph, example
 
 

@@ -1,8 +1,8 @@
 """Keep PyTorch from importing its compiler for a capture, which compiles nothing.
 
 Many of PyTorch's Python meta kernels are marked "not to be compiled". The first call of one imports torch._dynamo,
-about a second and 100 MiB, only to ask it for the function itself. During a capture a stand-in answers that question; whoever
-asks it for anything else gets the real module.
+about a second and 100 MiB, only to ask it for the function itself. During a capture a stand-in answers that question;
+whoever asks it for anything else gets the real module.
 """
 
 from __future__ import annotations
