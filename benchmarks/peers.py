@@ -57,10 +57,9 @@ def fvcore_counts(model: torch.nn.Module) -> dict[str, int]:
 def torchinfo_by_its_rule(model: torch.nn.Module) -> int:
     """torchinfo 1.8's rule, worked out from shapes alone.
 
-    A module whose class name holds "Conv" multiplies each parameter by its output's elements without channels; any other
-    multiplies each parameter once an image, however often it is used: a linear layer over 196 tokens counts once.
-    Parameters that are not named weight or bias, and those of attention, which call no submodule, count as that too or
-    not at all.
+    A module whose class name holds "Conv" multiplies each parameter by its output's elements without channels; any
+    other multiplies each parameter once an image, however often it is used: a linear layer over 196 tokens counts once.
+    Parameters with other names, and those of a module that is never called, do not count.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     graph = memfit.capture(model, "x".join(map(str, SHAPE)))
@@ -103,21 +102,25 @@ def compare(name: str) -> dict[str, Any]:
     }
 
 
+SUM = "= memfit - attention + norms + pooling"
+COLUMNS = ("network", "parameters", "MACs (memfit)", "fvcore's total", SUM, "torchinfo's")
+
+
 def main(names: list[str]) -> int:
     """Print the table."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    print("| network | parameters | MACs (memfit) | fvcore's total | = memfit − attention + norms + pooling | torchinfo's total |")
-    print("|---|---:|---:|---:|---|---:|")
+    print(f"| {' | '.join(COLUMNS)} |\n|---|---:|---:|---:|---|---:|")
     unexplained = 0
     for name in names:
         row = compare(name)
-        extra = " + ".join(f"{v:,} {k.replace('adaptive_avg_pool2d', 'pooling')}" for k, v in row["fvcore_extra"].items())
-        attention = f" − {row['groups']['attention']:,} attention" if row["groups"]["attention"] else ""
-        print(
-            f"| {name} | {row['params']:,} | {row['macs']:,} | {row['fvcore']:,} | {row['macs']:,}{attention} + {extra} "
-            f"| {row['torchinfo']:,} |"
-        )
+        parts = [f"{row['macs']:,}"]
+        if row["groups"]["attention"]:
+            parts.append(f"- {row['groups']['attention']:,} attention")
+        for operator, count in row["fvcore_extra"].items():
+            parts.append(f"+ {count:,} {operator.replace('adaptive_avg_pool2d', 'pooling')}")
+        cells = (name, f"{row['params']:,}", f"{row['macs']:,}", f"{row['fvcore']:,}", " ".join(parts))
+        print(f"| {' | '.join(cells)} | {row['torchinfo']:,} |")
         fine = row["params_equal"] and row["fvcore_groups_equal"] and not row["unexplained_fvcore"]
         if not fine or row["torchinfo"] != row["torchinfo_rule"]:
             unexplained += 1

@@ -2,8 +2,8 @@
 
     python benchmarks/profile_speed.py [--runs N] [--write docs/speed.md]
 
-One thread. In one process the two take turns on the same module, at two resolutions in turn, so that nothing that either
-might remember helps; whole processes start from nothing and build the model themselves. Medians; needs
+One thread. In one process the two take turns on the same module, at two resolutions in turn, so that nothing that
+either might remember helps; whole processes start from nothing and build the model themselves. Medians; needs
 `pip install 'memfit[zoo,peers]'`.
 """
 

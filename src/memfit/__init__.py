@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memfit.version import __version__
+
 if TYPE_CHECKING:
     from memfit.api import Profile, capture, load_graph, profile, save_graph
     from memfit.graph.model import Graph
 
-__version__ = "0.1.0"
-__all__ = ["Graph", "Profile", "capture", "load_graph", "profile", "save_graph"]
+__all__ = ["Graph", "Profile", "__version__", "capture", "load_graph", "profile", "save_graph"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from memfit import __version__
 from memfit.errors import MissingExtra
+from memfit.version import __version__
 
 
 @dataclass(frozen=True)

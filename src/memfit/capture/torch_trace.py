@@ -220,7 +220,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record(func, recorded, recorded_kwargs, inputs, outputs)
         return result
 
-    def _answer_literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer_literal(self, func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
         if tensor.untyped_storage()._cdata not in self._sids:
             sid = self.add_storage(tensor, StorageKind.CONSTANT, len(self.ops))
@@ -317,7 +317,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._known.add(sid)
             outputs.append(self.tensor_id(tensor))
         backend = _conv_backend(args) if func is aten.convolution.default else None
-        self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs), backend)
+        self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs), backend=backend)
         return result
 
     def _compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -389,6 +389,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any],
         inputs: list[int],
         outputs: tuple[int, ...],
+        *,
         backend: str | None = None,
     ) -> None:
         scope = self.scope
@@ -464,7 +465,7 @@ def capture_module(
         stack.enter_context(_without_collection())
         stack.enter_context(_kept_gradients(model))
         stack.enter_context(operators_present())
-        outputs = _run(tracer, model, args, kwargs, training, loss, optimizer)
+        outputs = _run(tracer, model, args, kwargs, training=training, loss=loss, optimizer=optimizer)
         output_ids = [tracer.tensor_id(t) for t in _tensors_in((outputs,))]
         return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)
 
@@ -474,6 +475,7 @@ def _run(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: dict[str, Any],
+    *,
     training: bool,
     loss: Callable[[Any], Tensor] | None,
     optimizer: Callable[[Any], Any] | None,
@@ -614,7 +616,7 @@ def _graph(
             last_use[tensors[tid].storage] = index
         for tid in raw.outputs:
             last_use[tensors[tid].storage] = index
-        kind, attrs, macs = describe(raw, tensors, parameters, scopes, strict)
+        kind, attrs, macs = describe(raw, tensors, parameters, scopes, strict=strict)
         if kind == "unknown":
             notes[f"{raw.target} is not in the op table: its MACs are counted as 0"] = None
         ops.append(
@@ -631,7 +633,7 @@ def _graph(
                 raw.phase,
                 raw.args,
                 raw.kwargs,
-            )  # fmt: skip
+            )
         )
     kept = {tensors[t].storage for t in outputs}
     storages = tuple(

@@ -12,8 +12,8 @@ from importlib import import_module
 
 import click
 
-from memfit import __version__
 from memfit.errors import MemfitError, UsageError
+from memfit.version import __version__
 
 COMMANDS: dict[str, str] = {
     "profile": "memfit.cli.profile",

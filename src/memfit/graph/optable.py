@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from memfit.errors import UnsupportedOp
-from memfit.graph.model import Ref, Scope, Tensor
+from memfit.graph.model import Scope, Tensor
 
 
 class Role(StrEnum):
@@ -223,9 +223,9 @@ def _fused_mha_macs(call: Call) -> int:
 
 
 def _encoder_layer_macs(call: Call) -> int:
-    """Count a whole transformer encoder layer in one kernel: attention with its projections, and two linear layers.
+    """Count a transformer encoder layer in one kernel: attention, its projections, and two linear layers.
 
-    Arguments by position: source (N, L, E), E, heads, three projections in one weight, its bias, output weight and bias,
+    By position: source (N, L, E), E, heads, the three projections as one weight, its bias, output weight and bias,
     four norm settings and parameters, then the two linear layers' weights and biases.
     """
     x, first = call.tensor(0), call.tensor(14)
@@ -471,7 +471,7 @@ _ROLES: dict[str, Role] = {
     **{f"{d}conv{r}d": Role.CONV for d in ("", "depthwise_") for r in (1, 2, 3)},
     **{f"conv_transpose{r}d": Role.CONV for r in (1, 2, 3)},
     **{f"adaptive_{p}_pool{r}d": Role.POOL for p in ("avg", "max") for r in (1, 2, 3)},
-    **{kind: Role.ACTIVATION for kind in ("relu6", "hardtanh", "relu", "clamp")},
+    **dict.fromkeys(("relu6", "hardtanh", "relu", "clamp"), Role.ACTIVATION),
     **{entry.kind: entry.role for entry in reversed(OP_TABLE.values()) if isinstance(entry.kind, str)},
 }
 
@@ -515,15 +515,15 @@ def describe(
     tensors: Sequence[Tensor],
     parameters: set[int],
     scopes: Sequence[Scope],
+    *,
     strict: bool = True,
-    found: Entry | None = None,
 ) -> tuple[str, dict[str, Any], int]:
     """Kind, attributes and MACs of a recorded operation.
 
     Raises:
         UnsupportedOp: the table has no row for it, and `strict` is set.
     """
-    found = found or entry(raw.target)
+    found = entry(raw.target)
     if found is None:
         if not strict:
             return "unknown", {}, 0
@@ -548,6 +548,3 @@ def describe(
     if raw.backend is not None:
         extra["backend"] = raw.backend
     return name, extra, macs(call) if macs is not None else 0
-
-
-__all__ = ["OP_TABLE", "Call", "Entry", "Ref", "Role", "base_name", "describe", "entry", "role"]

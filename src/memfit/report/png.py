@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any
 
-from memfit import __version__
 from memfit.analysis.result import Profile
 from memfit.errors import MissingExtra
 from memfit.report import headline
 from memfit.report.columns import cell, figure, label, peak_row, shorten, values
 from memfit.units import format_count
+from memfit.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
