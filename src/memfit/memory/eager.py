@@ -8,10 +8,10 @@ the CPU only; kernels without a rule count their outputs only and are named in `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from memfit.graph.model import Graph, StorageKind
+from memfit.graph.model import Graph, Phase, Ref, StorageKind
 from memfit.memory.cpu.machine import Machine
 from memfit.memory.cpu_workspaces import doubts, find
 
@@ -98,11 +98,35 @@ def held_bytes(graph: Graph) -> tuple[list[int], list[int]]:
             made[min(birth, count)] += nbytes
             change[min(birth + 1, count)] += nbytes
         change[min(max(death, birth + 1), count)] -= nbytes
+    if graph.training:
+        for first, last in saved_numbers(graph):
+            change[first + 1] += 8
+            change[last] -= 8
     held, total = [], 0
     for value in change[:count]:
         total += value
         held.append(total)
     return held, made
+
+
+def saved_numbers(graph: Graph) -> Iterator[tuple[int, int]]:
+    """Pairs of operations between which autograd keeps a Python number, as a tensor of 8 bytes.
+
+    A product with or division by a number keeps it for its backward; a capture records the number itself.
+    """
+    waiting: dict[tuple[str, object], list[int]] = {}
+    for op in graph.ops:
+        if op.target not in _KEEPS_NUMBER or len(op.args) != 2 or isinstance(op.args[1], Ref):
+            continue
+        kept = waiting.setdefault((op.target, op.args[1]), [])
+        if op.phase is Phase.BACKWARD:
+            if kept:
+                yield kept.pop(), op.index
+        elif op.phase is not Phase.STEP:
+            kept.append(op.index)
+
+
+_KEEPS_NUMBER = frozenset({"aten.mul.Tensor", "aten.div.Tensor"})
 
 
 def _inputs(graph: Graph) -> int:

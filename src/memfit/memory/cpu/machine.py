@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memfit.graph.model import ITEMSIZE, Graph, Op, Ref, Tensor
+from memfit.graph.model import ITEMSIZE, Graph, Op, Tensor
 
 LANES = {"AVX512": 16, "AVX2": 8}
 """float32 elements in one vector, the block of oneDNN's blocked layouts, by `environment["isa"]`."""
@@ -19,9 +19,11 @@ LANES = {"AVX512": 16, "AVX2": 8}
 class Machine:
     """A graph's tensors on the machine that runs them; what every rule is given."""
 
-    __slots__ = ("lanes", "storages", "tensors", "threads")
+    __slots__ = ("_ops", "_views", "lanes", "storages", "tensors", "threads")
 
     def __init__(self, graph: Graph) -> None:
+        self._ops = graph.ops
+        self._views: set[int] | None = None
         self.tensors = graph.tensors
         self.storages = graph.storages
         self.threads = int(graph.environment.get("threads") or 1)
@@ -39,10 +41,23 @@ class Machine:
                 last = storage.id
         return made
 
-    def tensor(self, argument: Any) -> Tensor | None:
-        """The tensor behind a recorded argument, None where a plain value stands."""
-        return self.tensors[argument] if isinstance(argument, Ref) else None
+    def is_view(self, tensor: int) -> bool:
+        """True for what a view operation made: autograd lets it hold on to the tensor that it looks at."""
+        if self._views is None:
+            self._views = views = set()
+            for op in self._ops:
+                looked_at = {(self.tensors[i].storage, self.tensors[i].version) for i in op.inputs}
+                for o in op.outputs:
+                    made = (self.tensors[o].storage, self.tensors[o].version)
+                    if made in looked_at and op.target not in _UNTRACKED:
+                        views.add(o)
+                    else:
+                        views.discard(o)
+        return tensor in self._views
 
+
+_UNTRACKED = frozenset({"aten._unsafe_view.default", "aten.detach.default", "aten.alias.default"})
+"""Operations that share bytes without being views to autograd."""
 
 Rule = Callable[[Machine, Op], Sequence[int] | None]
 """Signed bytes in the order in which the kernel allocates and frees them; None where the rule does not reach."""

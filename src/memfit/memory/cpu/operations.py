@@ -72,16 +72,30 @@ def addition(machine: Machine, op: Op) -> list[int]:
 
 
 def accumulates(machine: Machine, op: Op) -> bool:
-    """True where the first operand is dense, of the output's size, and held by nobody else."""
+    """True where the first operand is dense, of the output's size, no view, and held by nobody else."""
     first, second, y = (machine.tensors[t] for t in (*op.inputs, *op.outputs))
-    storage = machine.storages[first.storage]
+    return first.storage != second.storage and len(op.args) == 2 and ends(machine, first, y, op.index)
+
+
+def ends(machine: Machine, tensor: Tensor, result: Tensor, index: int) -> bool:
+    """True where a tensor's bytes end with this operation and could hold its result."""
+    storage = machine.storages[tensor.storage]
     return (
-        first.storage != second.storage
-        and storage.death == op.index + 1
+        storage.death == index + 1
         and storage.kind is StorageKind.ACTIVATION
-        and storage.nbytes == machine.storages[y.storage].nbytes == dense(first)
-        and len(op.args) == 2
+        and storage.nbytes == machine.storages[result.storage].nbytes == dense(tensor)
+        and not machine.is_view(tensor.id)
     )
+
+
+def scattered(machine: Machine, op: Op) -> list[int]:
+    """`index_put`; the backward of indexing really writes into the zeros that it made."""
+    outputs = machine.outputs(op)
+    if op.phase is Phase.BACKWARD and ends(
+        machine, machine.tensors[op.inputs[0]], machine.tensors[op.outputs[0]], op.index
+    ):
+        return []
+    return outputs
 
 
 def cast_operands(machine: Machine, op: Op, values: tuple[Any, ...]) -> list[int]:
@@ -412,6 +426,7 @@ OPERATIONS: dict[str, Rule] = {
     **{f"aten.{name}": arithmetic for name in _SCALAR.split()},
     **{f"aten.{name}.Scalar": comparison for name in _COMPARISON.split()},
     "aten.add.Tensor": addition,
+    "aten.index_put.default": scattered,
     "aten.pow.Scalar": power,
     "aten.mean.dim": scaled,
     "aten.mean.default": scaled,

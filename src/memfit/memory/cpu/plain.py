@@ -15,7 +15,7 @@ elu.default elu_backward.default embedding.default empty.memory_format empty_lik
 exp.default expand.default fill_.Scalar fill_.Tensor flip.default floor.default full.default full_like.default
 gather.default gelu.default gelu_backward.default glu.default glu_backward.default hardsigmoid.default
 hardsigmoid_backward.default hardswish.default hardswish_.default hardswish_backward.default hardtanh.default
-hardtanh_.default hardtanh_backward.default index.Tensor index_add.default index_put.default index_select.default
+hardtanh_.default hardtanh_backward.default index.Tensor index_add.default index_select.default
 isnan.default le.Tensor leaky_relu.default leaky_relu_.default leaky_relu_backward.default lerp.Scalar lerp_.Scalar
 lift_fresh.default linalg_vector_norm.default linspace.default logical_and.default logical_and_.default
 logical_or_.default masked_fill.Scalar masked_fill_.Scalar max.default max.dim max_pool2d_with_indices.default
