@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from memfit.capture.inputs import DTYPES, InputSpec
-from memfit.capture.library import construct, import_torchvision_if_present
+from memfit.capture.library import construct
 from memfit.capture.loaded import Arguments, LoadedSource, by_name, nearest, without_weights
 from memfit.capture.phantom import dense
 from memfit.capture.shim import define_missing_torchvision_schemas
@@ -42,7 +42,6 @@ def load_config(path: str, args: Mapping[str, Any] | None, dtype: str | None) ->
     content = _read(source, path)
     content |= without_weights(args)
     define_missing_torchvision_schemas()
-    import_torchvision_if_present()
     with _offline():
         transformers = importlib.import_module("transformers")
         config = _config(source, transformers, content)

@@ -61,17 +61,19 @@ def model_frame() -> ModelFrame | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not _is_machinery(filename):
+        module = str(frame.f_globals.get("__name__", ""))
+        if not _is_machinery(filename, module):
             line = linecache.getline(filename, frame.f_lineno).strip()
-            module = str(frame.f_globals.get("__name__", ""))
             package = module.partition(".")[0]
             return ModelFrame(filename, frame.f_lineno, line, package, module, frame.f_code.co_name, frame.f_locals)
         frame = frame.f_back
     return None
 
 
-def _is_machinery(filename: str) -> bool:
-    if filename.startswith(("<", _HERE, _TORCH)):
+def _is_machinery(filename: str, module: str) -> bool:
+    if filename.startswith("<"):
+        return module != "__main__"  # generated code, unless someone typed it
+    if filename.startswith((_HERE, _TORCH)):
         return True
     return filename.startswith(_STDLIB) and not any(part in filename for part in _PACKAGES)
 
