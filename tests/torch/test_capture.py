@@ -263,6 +263,23 @@ def test_a_refused_input_names_the_layer_and_what_it_got() -> None:
     assert caught.value.todo
 
 
+@pytest.mark.parametrize(
+    ("inputs", "words", "where"),
+    [
+        (torch.randn(1, 4, 16, 16), "takes 3 channels and got 4", "features.0 (Conv2d)"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.int64), "one dtype, and got torch.int64", "features.0 (Conv2d)"),
+        (torch.randn(1, 3, 1, 1), "", "features.6 (MaxPool2d)"),
+    ],
+)
+def test_what_pytorch_refuses_is_refused(inputs: Tensor, words: str, where: str) -> None:
+    with pytest.raises(RuntimeError):
+        ConvNet().eval()(inputs)
+    with pytest.raises(CaptureError) as caught:
+        capture_module(ConvNet().eval(), (inputs,))
+    assert words in caught.value.what
+    assert caught.value.where == where
+
+
 def test_an_unknown_operation_is_an_error_that_names_it() -> None:
     library = torch.library.Library("memfit_test", "FRAGMENT")
     library.define("mystery(Tensor x) -> Tensor")

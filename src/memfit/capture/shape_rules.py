@@ -79,6 +79,12 @@ def _out_of_order(a: int, b: int, shape: tuple[int, ...], spread: Sequence[tuple
     return 0
 
 
+def _one_dtype(x: Tensor, w: Tensor) -> None:
+    """Refuse what the kernels refuse, and the meta kernels let pass."""
+    if x.dtype != w.dtype:
+        raise RuntimeError(f"the operands must have one dtype, and got {x.dtype} and {w.dtype}")
+
+
 def _strides_in(shape: Sequence[int], layout: torch.memory_format) -> tuple[int, ...]:
     """Dense strides of a shape in a memory format."""
     if layout is torch.contiguous_format:
@@ -289,11 +295,13 @@ def _convolution(
     groups: int,
 ) -> Any:
     rank = x.dim()
-    if rank != w.dim() or not 3 <= rank <= 5 or x.dtype != w.dtype:
+    if rank != w.dim() or not 3 <= rank <= 5 or w.shape[0] % groups:
         return NotImplemented
+    _one_dtype(x, w)
     channels = w.shape[1] * groups if transposed else w.shape[0]
-    if x.shape[1] != (w.shape[0] if transposed else w.shape[1] * groups) or w.shape[0] % groups:
-        return NotImplemented
+    expected = w.shape[0] if transposed else w.shape[1] * groups
+    if x.shape[1] != expected:
+        raise RuntimeError(f"the layer takes {expected} channels and got {x.shape[1]}")
     out = [x.shape[0], channels]
     for d in range(rank - 2):
         s, p, e = stride[d % len(stride)], padding[d % len(padding)], dilation[d % len(dilation)]
@@ -392,8 +400,11 @@ def _layer_norm_backward(
 
 
 def _mm(a: Tensor, b: Tensor) -> Any:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or a.dtype != b.dtype:
+    _one_dtype(a, b)
+    if a.dim() != 2 or b.dim() != 2:
         return NotImplemented
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(f"the layer takes {b.shape[0]} features and got {a.shape[1]}")
     return dense((a.shape[0], b.shape[1]), a.dtype)
 
 
