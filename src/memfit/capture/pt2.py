@@ -11,77 +11,41 @@ PyTorch 2.13.
 from __future__ import annotations
 
 import json
-import math
-import operator
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memfit.capture.exported import (
+    ASSERTIONS,
+    CONTEXTS,
+    DTYPES,
+    FUNCTIONS,
+    Body,
+    ExportedProgram,
+    Node,
+    Signature,
+    module_path,
+    module_tree,
+    names_in,
+    owner_of,
+    union,
+)
 from memfit.capture.inputs import InputSpec
 from memfit.capture.loaded import LoadedSource
 from memfit.capture.phantom import phantom
 from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.errors import SourceError, UnsupportedOp
-from memfit.units import format_shape
 
-_DTYPES = {
-    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
-    8: torch.float64, 9: torch.complex32, 10: torch.complex64, 11: torch.complex128, 12: torch.bool,
-    13: torch.bfloat16, 28: torch.uint16, 29: torch.float8_e4m3fn, 30: torch.float8_e5m2, 31: torch.float8_e4m3fnuz,
-    32: torch.float8_e5m2fnuz, 33: torch.float8_e8m0fnu, 34: torch.uint32, 35: torch.uint64,
-}  # fmt: skip
-_MEMORY_FORMATS = {
-    1: torch.contiguous_format,
-    2: torch.channels_last,
-    3: torch.channels_last_3d,
-    4: torch.preserve_format,
-}
 _NAMESPACES = {"aten", "prims", "torchvision"}
 """Operators that a file may name; anything else could do anything."""
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        f"_operator.{name}": getattr(operator, name)
-        for name in (
-            "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_",
-            "or_", "not_", "getitem",
-        )
-    },
-    **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
-    "torch.ops.aten.lift_fresh_copy.default": torch.ops.aten.clone.default,
-    "torch.sym_max": max,
-    "torch.sym_min": min,
-    "torch.sym_int": int,
-    "torch.sym_float": float,
-    "torch.sym_not": operator.not_,
-    "torch.sym_ite": lambda condition, yes, no: yes if condition else no,
-}  # fmt: skip
-"""Arithmetic on sizes, and what export calls by another name than a model's own run."""
-
-_ASSERTIONS = {
-    "torch.ops.aten._assert_scalar.default",
-    "torch.ops.aten._assert_tensor_metadata.default",
-    "torch.ops.aten.sym_constrain_range.default",
-    "torch.ops.aten.sym_constrain_range_for_size.default",
-}
-_CONTEXTS: dict[str, Callable[..., AbstractContextManager[Any]]] = {
-    "torch.ops.higher_order.wrap_with_set_grad_enabled": torch.set_grad_enabled,
-    "torch.ops.higher_order.wrap_with_autocast": torch.autocast,
-}
-"""Operations on a subgraph that only set a context: the first arguments are the context's own."""
-
 _SMALL_BYTES = 1 << 20
 """Constants up to this size are read, since control flow may have been computed from them."""
-
-Decoder = Callable[[Any, dict[str, Any]], Any]
 
 
 def load_exported(source: str) -> LoadedSource:
@@ -175,7 +139,7 @@ def _size(value: Mapping[str, Any]) -> int:
 def _tensor(payload: Mapping[str, Any]) -> Tensor:
     meta = payload["tensor_meta"]
     shape, strides = tuple(map(_size, meta["sizes"])), tuple(map(_size, meta["strides"]))
-    tensor = phantom(shape, strides, _DTYPES[meta["dtype"]])
+    tensor = phantom(shape, strides, DTYPES[meta["dtype"]])
     return nn.Parameter(tensor, requires_grad=bool(meta["requires_grad"])) if payload["is_param"] else tensor
 
 
@@ -198,229 +162,6 @@ def _constant(payload: Mapping[str, Any], read: Callable[[], bytes]) -> Tensor:
     return flat.as_strided(tensor.shape, tensor.stride(), offset).clone()
 
 
-# -- program ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Node:
-    """One operation of the program, its arguments decoded when it runs."""
-
-    target: str
-    function: Callable[..., Any] | None
-    args: list[tuple[str | None, Any]]
-    outputs: list[Any]
-    stack: tuple[tuple[str, str, str], ...]
-    """Modules from the root down: key of the call, path, class."""
-    frees: tuple[str, ...] = ()
-    """Values that no later operation uses."""
-    body: _Body | None = None
-
-
-@dataclass(slots=True)
-class _Body:
-    """A graph: names of its inputs, operations, outputs."""
-
-    inputs: list[str]
-    nodes: list[_Node]
-    outputs: list[Any]
-
-
-@dataclass(slots=True)
-class _Call:
-    """What a module's call is to run: some operations, in the values so far."""
-
-    root: ExportedProgram
-    nodes: Sequence[_Node]
-    values: dict[str, Any]
-    depth: int
-
-
-class _Segment:
-    """Mixed into every module of the tree: its call runs the operations that it ran in the model."""
-
-    def forward(self, call: _Call) -> None:
-        """Run the operations of one call."""
-        call.root.run(call)
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """What the program's inputs and outputs are."""
-
-    state: dict[str, str]
-    """Input name → dotted name of the parameter, buffer or constant it is."""
-    literals: dict[str, Any]
-    user_inputs: list[str]
-    mutations: list[tuple[int, str]]
-    """Position of an output → name of the buffer that it is written to."""
-    user_outputs: list[int]
-    shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
-    """Sizes that the user's inputs must have; None where any will do."""
-
-
-class ExportedProgram(nn.Module):
-    """The root of the tree."""
-
-    body: _Body
-    signature: _Signature
-    state_tensors: dict[str, tuple[nn.Module, str]]
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the program."""
-        values: dict[str, Any] = dict(self.signature.literals)
-        for name, tensor in zip(self.signature.user_inputs, inputs, strict=True):
-            expected = self.signature.shapes[name]
-            fixed = [size in (None, given) for size, given in zip_longest(expected, tensor.shape, fillvalue=-1)]
-            if not all(fixed):
-                shape = "x".join("N" if size is None else str(size) for size in expected)
-                given_shape = format_shape(tuple(tensor.shape))
-                raise ValueError(f"the program was exported for input {name} of shape {shape}, not {given_shape}")
-            values[name] = tensor
-        for name, target in self.signature.state.items():
-            owner, attribute = self.state_tensors[target]
-            values[name] = getattr(owner, attribute)
-        del inputs
-        self.run(_Call(self, self.body.nodes, values, 1))
-        results = [_value(argument, values) for argument in self.body.outputs]
-        for position, target in self.signature.mutations:
-            owner, attribute = self.state_tensors[target]
-            getattr(owner, attribute).copy_(results[position])
-        outputs = tuple(results[i] for i in self.signature.user_outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    def run(self, call: _Call) -> None:
-        """Run operations in order; those of one submodule's call run inside that module's call."""
-        nodes, depth, position = call.nodes, call.depth, 0
-        while position < len(nodes):
-            node = nodes[position]
-            if len(node.stack) <= depth:
-                _execute(self, node, call.values, depth)
-                position += 1
-                continue
-            end = position + 1
-            key = node.stack[depth][0]
-            while end < len(nodes) and len(nodes[end].stack) > depth and nodes[end].stack[depth][0] == key:
-                end += 1
-            module = self.get_submodule(_path(node.stack[depth][1]))
-            module(_Call(self, nodes[position:end], call.values, depth + 1))
-            position = end
-
-
-def _execute(root: ExportedProgram, node: _Node, values: dict[str, Any], depth: int) -> None:
-    args = [_value(argument, values) for name, argument in node.args if name is None]
-    kwargs = {name: _value(argument, values) for name, argument in node.args if name is not None}
-    if node.body is not None:
-        own = len(args) - len(node.body.inputs)
-        inner = dict(zip(node.body.inputs, args[own:], strict=True))
-        with _CONTEXTS[node.target](*args[:own]):
-            del args
-            root.run(_Call(root, node.body.nodes, inner, depth))
-        result: Any = [_value(argument, inner) for argument in node.body.outputs]
-        if len(node.outputs) == 1 and "as_tensors" not in node.outputs[0] and len(result) == 1:
-            result = result[0]
-    elif node.function is None:
-        result = None
-    else:
-        result = node.function(*args, **kwargs)
-    _store(node.outputs, result, values)
-    for name in node.frees:
-        values.pop(name, None)
-
-
-def _store(outputs: list[Any], result: Any, values: dict[str, Any]) -> None:
-    """Name an operation's results as the program does."""
-    if len(outputs) > 1:
-        for output, part in zip(outputs, result, strict=True):
-            _store([output], part, values)
-        return
-    for output in outputs:
-        kind, content = _union(output)
-        if kind == "as_tensors":
-            values |= {item["name"]: part for item, part in zip(content, result, strict=True)}
-        elif kind == "as_optional_tensors":
-            for item, part in zip(content, result, strict=True):
-                if "as_tensor" in item:
-                    values[item["as_tensor"]["name"]] = part
-        elif kind in ("as_tensor", "as_custom_obj"):
-            values[content["name"]] = result
-        elif isinstance(content, dict) and "as_name" in content:
-            values[content["as_name"]] = result
-
-
-# -- arguments ----------------------------------------------------------------------------------------------------
-
-
-def _union(argument: Mapping[str, Any]) -> tuple[str, Any]:
-    ((kind, content),) = argument.items()
-    return kind, content
-
-
-def _value(argument: Mapping[str, Any], values: dict[str, Any]) -> Any:
-    """Decode one argument."""
-    kind, content = _union(argument)
-    return _DECODERS[kind](content, values)
-
-
-def _plain(content: Any, _values: dict[str, Any]) -> Any:
-    return content
-
-
-def _named(content: Any, values: dict[str, Any]) -> Any:
-    return values[content["name"]]
-
-
-def _number(content: Any, values: dict[str, Any]) -> Any:
-    """A size, float or truth value: a literal, or the name of one computed before."""
-    kind, value = _union(content)
-    return values[value] if kind == "as_name" else value
-
-
-def _optional(content: Any, values: dict[str, Any]) -> Any:
-    return values[content["as_tensor"]["name"]] if "as_tensor" in content else None
-
-
-def _float(content: Any, _values: dict[str, Any]) -> float:
-    return float(content)  # infinities are written as text
-
-
-def _each(decoder: Decoder) -> Decoder:
-    return lambda content, values: [decoder(item, values) for item in content]
-
-
-_DECODERS: dict[str, Decoder] = {
-    "as_none": lambda _content, _values: None,
-    "as_tensor": _named,
-    "as_tensors": _each(_named),
-    "as_optional_tensor": _optional,
-    "as_optional_tensors": _each(_optional),
-    "as_nested_tensors": _each(_each(_named)),
-    **dict.fromkeys(("as_int", "as_ints", "as_bool", "as_bools", "as_string", "as_strings", "as_int_lists"), _plain),
-    "as_float": _float,
-    "as_floats": _each(_float),
-    "as_float_lists": _each(_each(_float)),
-    **dict.fromkeys(("as_sym_int", "as_sym_float", "as_sym_bool"), _number),
-    **dict.fromkeys(("as_sym_ints", "as_sym_floats", "as_sym_bools"), _each(_number)),
-    "as_complex": lambda content, _values: complex(content["real"], content["imag"]),
-    "as_scalar_type": lambda content, _values: _DTYPES[content],
-    "as_memory_format": lambda content, _values: _MEMORY_FORMATS[content],
-    "as_layout": lambda _content, _values: torch.strided,
-    "as_device": lambda _content, _values: torch.device("cpu"),
-}
-
-
-def _names_in(argument: Any) -> Iterator[str]:
-    """Names of the values that an argument uses."""
-    if isinstance(argument, dict):
-        for key, content in argument.items():
-            if key in ("name", "as_name") and isinstance(content, str):
-                yield content
-            elif key != "as_graph":
-                yield from _names_in(content)
-    elif isinstance(argument, list):
-        for item in argument:
-            yield from _names_in(item)
-
-
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
@@ -429,13 +170,13 @@ def _program(
 ) -> tuple[ExportedProgram, tuple[InputSpec, ...]]:
     signature = _signature(program, tensors)
     body = _body(source, program["graph"])
-    classes = {_path(path): name for node in _all_nodes(body) for _, path, name in node.stack}
-    root = _tree(classes, [*signature.state.values(), *(name for _, name in signature.mutations)])
+    classes = {module_path(path): name for node in _all_nodes(body) for _, path, name in node.stack}
+    root = module_tree(classes, [*signature.state.values(), *(name for _, name in signature.mutations)])
     root.body = body
     root.signature = signature
     root.state_tensors = {}
     for target in signature.state.values():
-        owner, attribute = _owner(root, target)
+        owner, attribute = owner_of(root, target)
         tensor = tensors[target]
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(attribute, tensor)
@@ -446,26 +187,26 @@ def _program(
     specs = []
     for name in signature.user_inputs:
         meta = values[name]
-        dtype = str(_DTYPES[meta["dtype"]]).removeprefix("torch.")
+        dtype = str(DTYPES[meta["dtype"]]).removeprefix("torch.")
         specs.append(InputSpec(tuple(map(_size, meta["sizes"])), dtype, name))
         signature.shapes[name] = tuple(size.get("as_int") for size in meta["sizes"])
     return root, tuple(specs)
 
 
-def _signature(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Signature:
+def _signature(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Signature:
     state: dict[str, str] = {}
     literals: dict[str, Any] = {}
     user_inputs: list[str] = []
     for spec in program["signature"]["input_specs"]:
-        kind, content = _union(spec)
+        kind, content = union(spec)
         if kind == "user_input":
-            argument_kind, argument = _union(content["arg"])
+            argument_kind, argument = union(content["arg"])
             if argument_kind == "as_tensor":
                 user_inputs.append(argument["name"])
         elif kind in _STATE:
             state[content["arg"]["name"]] = content[_STATE[kind]]
         elif kind == "constant_input":
-            literals[content["name"]] = _union(content["value"])[1]
+            literals[content["name"]] = union(content["value"])[1]
         else:
             raise ValueError(f"an input of kind {kind}")
     missing = [name for name in state.values() if name not in tensors]
@@ -473,38 +214,38 @@ def _signature(program: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Si
         raise ValueError(f"no data for {missing[0]}")
     mutations, user_outputs = [], []
     for position, spec in enumerate(program["signature"]["output_specs"]):
-        kind, content = _union(spec)
+        kind, content = union(spec)
         if kind == "buffer_mutation":
             mutations.append((position, content["buffer_name"]))
         elif kind in ("user_output", "loss_output"):
             user_outputs.append(position)
-    return _Signature(state, literals, user_inputs, mutations, user_outputs)
+    return Signature(state, literals, user_inputs, mutations, user_outputs)
 
 
 _STATE = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
 
 
-def _body(source: str, graph: Mapping[str, Any]) -> _Body:
+def _body(source: str, graph: Mapping[str, Any]) -> Body:
     nodes = [_node(source, node) for node in graph["nodes"]]
     for index, node in enumerate(nodes):
         if not node.stack:
             before = nodes[index - 1].stack if index else ()
             after = next((n.stack for n in nodes[index:] if n.stack), ())
             node.stack = tuple(b for b, a in zip(before, after, strict=False) if b == a)
-    kept = set(_names_in(graph["outputs"]))
+    kept = set(names_in(graph["outputs"]))
     later: set[str] = set(kept)
     for node in reversed(nodes):
-        used = {*_names_in([argument for _, argument in node.args]), *_names_in(node.outputs)}
+        used = {*names_in([argument for _, argument in node.args]), *names_in(node.outputs)}
         node.frees = tuple(used - later)
         later |= used
-    inputs = [next(_names_in(argument), "") for argument in graph["inputs"]]
-    return _Body(inputs, nodes, graph["outputs"])
+    inputs = [next(names_in(argument), "") for argument in graph["inputs"]]
+    return Body(inputs, nodes, graph["outputs"])
 
 
 _OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)")
 
 
-def _node(source: str, node: Mapping[str, Any]) -> _Node:
+def _node(source: str, node: Mapping[str, Any]) -> Node:
     target = node["target"]
     stack = tuple(_stack(node["metadata"].get("nn_module_stack", "")))
     body = None
@@ -515,16 +256,16 @@ def _node(source: str, node: Mapping[str, Any]) -> _Node:
         else:
             args.append((argument["name"] if argument.get("kind") == 2 else None, argument["arg"]))
     function = None
-    if body is None and target not in _ASSERTIONS:
-        function = _FUNCTIONS.get(target) or _overload(target)
-    if (function is None and target not in _ASSERTIONS and body is None) or (body and target not in _CONTEXTS):
+    if body is None and target not in ASSERTIONS:
+        function = FUNCTIONS.get(target) or _overload(target)
+    if (function is None and target not in ASSERTIONS and body is None) or (body and target not in CONTEXTS):
         raise UnsupportedOp(
             "this program uses an operation that memfit does not run from a file",
             where=f"{source}: {stack[-1][1] if stack else ''}".rstrip(": "),
             received=target,
             todo="capture the model from Python instead: FILE.py:CALLABLE",
         )
-    return _Node(target, function, args, node["outputs"], stack, body=body)
+    return Node(target, function, args, node["outputs"], stack, body=body)
 
 
 def _overload(target: str) -> Callable[..., Any] | None:
@@ -544,58 +285,8 @@ def _stack(text: str) -> Iterator[tuple[str, str, str]]:
         yield key, path, name
 
 
-def _path(path: str) -> str:
-    """A module's path, without the mark of a repeated call."""
-    return path.partition("@")[0]
-
-
-def _all_nodes(body: _Body) -> Iterator[_Node]:
+def _all_nodes(body: Body) -> Iterator[Node]:
     for node in body.nodes:
         yield node
         if node.body is not None:
             yield from _all_nodes(node.body)
-
-
-# -- module tree --------------------------------------------------------------------------------------------------
-
-
-def _tree(classes: Mapping[str, str], state: Sequence[str]) -> ExportedProgram:
-    """Make the module tree that the operations and the parameters' names describe."""
-    paths = set()
-    for path in [*classes, *(name.rpartition(".")[0] for name in state)]:
-        parts = path.split(".") if path else []
-        paths |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
-    children: dict[str, list[str]] = {}
-    for path in paths:
-        children.setdefault(path.rpartition(".")[0], []).append(path.rpartition(".")[2])
-    root_class = type(_class_name(classes.get("", "")) or "ExportedProgram", (ExportedProgram,), {})
-    root: ExportedProgram = root_class()
-    order = {name: i for i, name in enumerate(dict.fromkeys([*state, *classes]))}
-
-    def rank(path: str) -> tuple[int, ...]:
-        found = [i for name, i in order.items() if name == path or name.startswith(path + ".")]
-        return (path.count("."), min(found, default=len(order)))
-
-    for path in sorted(paths, key=rank):
-        owner, name = _owner(root, path)
-        owner.add_module(name, _module(classes.get(path), children.get(path, [])))
-    return root
-
-
-def _module(class_path: str | None, children: list[str]) -> nn.Module:
-    numbered = bool(children) and all(child.isdigit() for child in children)
-    if class_path is None:
-        return nn.ModuleList() if numbered else nn.Module()
-    base = nn.Sequential if class_path.endswith("container.Sequential") else nn.Module
-    made: nn.Module = type(_class_name(class_path) or "Module", (_Segment, base), {})()
-    return made
-
-
-def _class_name(path: str) -> str:
-    name = path.rpartition(".")[2]
-    return name if name.isidentifier() else ""
-
-
-def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, name = path.rpartition(".")
-    return root.get_submodule(parent), name
