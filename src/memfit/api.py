@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
     from memfit.capture.entry import Inputs
 
-__all__ = ["Profile", "capture", "load_graph", "profile", "save_graph"]
+__all__ = ["Profile", "capture", "load_graph", "profile", "replay", "save_graph"]
 
 notebook.register()
+
+
+def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a captured graph on real tensors; see `memfit.capture.replay.replay`."""
+    from memfit.capture import replay as run
+
+    return run.replay(graph, state, inputs)
 
 
 def profile(

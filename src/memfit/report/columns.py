@@ -180,7 +180,7 @@ def summary_rows(profile: Profile, shown: Sequence[str]) -> list[tuple[str, Row]
     """Give the lines below the rows: what the rows left out sum to, then the whole."""
     lines: list[tuple[str, Row]] = []
     chosen = profile.selection
-    if chosen and chosen.hidden_rows:
+    if chosen and chosen.hidden:  # modules left out have no sums: they are inside rows that are shown
         count = chosen.hidden_rows
         lines.append((f"other {format_count(count)} row{'s' if count > 1 else ''}", chosen.hidden))
     totals = {key: profile.totals[key] for key in shown if key in profile.totals and key in ADDITIVE}
