@@ -218,3 +218,33 @@ def test_a_machine_that_was_not_verified_is_named() -> None:
 def test_every_rule_explains_itself(target: str) -> None:
     assert target.startswith("aten.")
     assert callable(RULES[target])
+
+
+def test_a_mean_loss_leaves_the_bytes_of_all_elements() -> None:
+    """mse_loss divides in place and returns a view of the first element's bytes."""
+    graph = one_op("aten.mse_loss.default", [(10, 10), (10, 10)], [()])
+    assert found(graph) == (400, 400, 8, 4, -4, -8, -400)
+    after = Op(1, "neg", "aten.neg.default", (2,), (2,), {}, 0)
+    longer = Graph(
+        (*graph.storages[:2], graph.storages[2]._replace(death=2)),
+        graph.tensors, (*graph.ops, after), (), graph.inputs, (2,), environment=graph.environment,
+    )  # fmt: skip
+    assert timeline(longer).per_op_peak_bytes == (800 + 812, 4 + 396)
+
+
+def test_numbers_saved_for_backward_are_held() -> None:
+    """A product with a number keeps it, 8 bytes, until its backward."""
+    x, y, g, z = (Tensor(i, i, (100,), (1,), "float32") for i in range(4))
+    storages = (
+        Storage(0, 400, INPUT, -1, 3, 1),
+        Storage(1, 400, ACTIVATION, 0, 3, 3),
+        Storage(2, 400, ACTIVATION, 1, 3, 3),
+        Storage(3, 400, ACTIVATION, 2, 3, 3),
+    )
+    ops = (
+        Op(0, "mul", "aten.mul.Tensor", (0,), (1,), {}, 0, args=(Ref(0), 0.5)),
+        Op(1, "relu", "aten.relu.default", (1,), (2,), {}, 0, args=(Ref(1),)),
+        Op(2, "mul", "aten.mul.Tensor", (2,), (3,), {}, 0, phase=Phase.BACKWARD, args=(Ref(2), 0.5)),
+    )
+    result = timeline(Graph(storages, (x, y, g, z), ops, (), (0,), (3,), training=True))
+    assert result.per_op_peak_bytes == (400 + 412, 800 + 400 + 8, 1200 + 412)

@@ -67,6 +67,8 @@ def timeline(graph: Graph, probes: Mapping[int, tuple[int, ...]] | None = None) 
                 if total > highest:  # noqa: PLR1730  (max() costs a call per event)
                     highest = total
             workspaces.append(highest - max(total, 0))
+            if total > output_bytes:
+                keep_longer(graph, index, total - output_bytes, held)
         per_op.append(held[index] + highest)
     peak = max(per_op, default=_inputs(graph))
     notes = list(doubts(graph))
@@ -107,6 +109,14 @@ def held_bytes(graph: Graph) -> tuple[list[int], list[int]]:
         total += value
         held.append(total)
     return held, made
+
+
+def keep_longer(graph: Graph, index: int, extra_bytes: int, held: list[int]) -> None:
+    """Count what a kernel leaves beyond its outputs' own bytes, as a mean loss does, for as long as they live."""
+    tensors, storages = graph.tensors, graph.storages
+    deaths = [storages[tensors[o].storage].death for o in graph.ops[index].outputs]
+    for later in range(index + 1, min(max(deaths, default=0), len(held))):
+        held[later] += extra_bytes
 
 
 def saved_numbers(graph: Graph) -> Iterator[tuple[int, int]]:
