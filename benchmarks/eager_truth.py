@@ -167,15 +167,6 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
     optimizer = {"S": torch.optim.SGD, "A": torch.optim.Adam}.get(case[0])
     make = (lambda params: optimizer(params, lr=1e-9)) if optimizer else None
     model.train(training)
-    graph = capture_module(model, (x,), training=training, optimizer=make, strict=False)
-    probes = None
-    if probe:
-        from memfit.capture.cpu_probe import probe as run_probe
-
-        probes = run_probe(graph)
-    predicted = timeline(graph, probes)
-    given = probes or {}
-    planned = [given.get(op.index) or events(graph, op) or () for op in graph.ops]
 
     def step() -> None:
         if not training:
@@ -191,7 +182,16 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
         for parameter in model.parameters():
             parameter.grad = None
 
-    real = measure(step)
+    real = measure(step)  # before the capture, which then finds what the model has cached on itself
+    graph = capture_module(model, (x,), training=training, optimizer=make, strict=False)
+    probes = None
+    if probe:
+        from memfit.capture.cpu_probe import probe as run_probe
+
+        probes = run_probe(graph)
+    predicted = timeline(graph, probes)
+    given = probes or {}
+    planned = [given.get(op.index) or events(graph, op) or () for op in graph.ops]
     return {
         "real": real.peak_bytes + x.nbytes,
         "predicted": predicted.peak_bytes,
