@@ -599,6 +599,22 @@ def test_a_branch_on_values_is_an_error_that_names_the_line() -> None:
     assert "test_sources.py:" in (caught.value.where or "")
 
 
+@pytest.mark.parametrize("method", ["tolist", "numpy"])
+def test_reading_a_tensor_without_bytes_is_an_error(method: str) -> None:
+    from memfit.capture.worst_case import guarded_reads
+
+    with BuildMode():
+        weight = torch.rand(3)
+        assert getattr(torch.arange(3), method)() is not None
+        with pytest.raises(DataDependentError) as caught:
+            getattr(weight, method)()
+    check(caught.value, what="values", where="getattr(weight, method)()", received=f"Tensor.{method}", todo="where")
+    assert method not in vars(torch.Tensor)
+    with guarded_reads(), guarded_reads(), pytest.raises(DataDependentError):
+        getattr(weight, method)()
+    assert method not in vars(torch.Tensor)
+
+
 def test_a_branch_on_constants_is_taken() -> None:
     assert capture(Constant(), "2x5").ops[-1].kind == "add"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import pairwise
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfit.capture.phantom import dense, is_phantom, like, numel, phantom, run_on_meta
-from memfit.capture.worst_case import LIBRARIES, model_frame
+from memfit.capture.worst_case import LIBRARIES, guarded_reads, model_frame
 from memfit.errors import DataDependentError
 from memfit.units import format_shape
 
@@ -40,6 +41,18 @@ class BuildMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._handlers: dict[Any, Handler] = {}
+        self._guards: list[ExitStack] = []
+
+    def __enter__(self) -> BuildMode:
+        guard = ExitStack()
+        guard.enter_context(guarded_reads())
+        self._guards.append(guard)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._guards.pop().close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

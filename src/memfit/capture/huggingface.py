@@ -153,6 +153,8 @@ def _specs(model: Any, config: Any, dtype: str) -> tuple[InputSpec, ...]:
         names = ["input_ids", "pixel_values"]
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         names.append("decoder_input_ids")
+    required = (n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+    names.extend(n for n in required if n not in names and (n in _INPUTS or n.endswith("input_ids")))
     return tuple(_INPUTS.get(name, _ids)(config, dtype, name) for name in names)
 
 
@@ -213,7 +215,8 @@ def _spectrogram(config: Any, dtype: str, name: str) -> InputSpec:
 def _waveform(config: Any, dtype: str, name: str) -> InputSpec:
     if hasattr(config, "num_mel_bins"):
         return InputSpec((1, getattr(config, "max_length", 1024), config.num_mel_bins), dtype, name)
-    return InputSpec((1, 16000), dtype, name)
+    channels = getattr(config, "audio_channels", None)
+    return InputSpec((1, 16000) if channels is None else (1, channels, 16000), dtype, name)
 
 
 _INPUTS: dict[str, Callable[[Any, str, str], InputSpec]] = {

@@ -12,8 +12,8 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memfit.capture.phantom import dense, like, numel, run_on_meta
+from memfit.capture.phantom import dense, is_phantom, like, numel, run_on_meta
 from memfit.errors import DataDependentError
 from memfit.units import format_shape
 
@@ -150,6 +150,38 @@ def _untrue(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
         raise _refuse(func, args[0], frame)
     where = f"{frame.package} ({Path(frame.filename).name}:{frame.lineno})"
     return False, f"{where} compares tensors, which depends on data; False was answered"
+
+
+_READERS = ("tolist", "numpy")
+"""Methods that read a tensor's bytes without asking the dispatcher."""
+
+
+@contextmanager
+def guarded_reads() -> Iterator[None]:
+    """Make `tolist` and `numpy` of a tensor without bytes an error that names the line; they would read zeros."""
+    originals = {name: getattr(Tensor, name) for name in _READERS}
+    inherited = {name for name in _READERS if name not in vars(Tensor)}
+
+    def guarded(name: str) -> Callable[..., Any]:
+        original = originals[name]
+
+        def read(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if tensor.numel() and tensor.device.type == "cpu" and is_phantom(tensor):
+                raise _refuse(f"Tensor.{name}", tensor, model_frame())
+            return original(tensor, *args, **kwargs)
+
+        return read
+
+    for name in _READERS:
+        setattr(Tensor, name, guarded(name))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            if name in inherited:
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, original)
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------
