@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memfit.capture.allocations import measure_each
-from memfit.capture.replay import _function, _symbol
+from memfit.capture.recording import from_symbol, function_of
 from memfit.graph.model import Graph, Op, Phase, Ref, Symbol
 from memfit.memory.cpu_workspaces import doubts, events
 
@@ -71,7 +71,7 @@ def _runs(graph: Graph, indices: list[int]) -> Iterator[Callable[[], object] | N
             bases = _bases(graph, op)
             args = _real(op.args, graph, bases)
             kwargs = {k: _real(v, graph, bases) for k, v in op.kwargs.items()}
-            function = _function(op.target)
+            function = function_of(op.target)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             yield None
             continue
@@ -104,4 +104,4 @@ def _real(value: Any, graph: Graph, bases: dict[int, tuple[Tensor, int]]) -> Any
         return base.view(getattr(torch, t.dtype)).as_strided(t.shape, t.strides, t.offset - start)
     if isinstance(value, tuple):
         return [_real(v, graph, bases) for v in value]
-    return _symbol(value) if isinstance(value, Symbol) else value
+    return from_symbol(value) if isinstance(value, Symbol) else value

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -132,7 +131,6 @@ def run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
     Outputs that are or share an argument's storage are returned as that argument or a view of it.
     """
-    _warm_up()
     stand_ins: dict[int, Tensor] = {}
     originals: dict[int, Tensor] = {}
 
@@ -168,19 +166,6 @@ def run_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return base.as_strided(value.shape, value.stride(), value.storage_offset())
 
     return tree_map(to_phantom, result)
-
-
-@cache
-def _warm_up() -> None:
-    """Let PyTorch load what its first meta kernel loads, once a process, away from the caller's stack.
-
-    That import (torch._dynamo, about a second) leaves a reference to every frame below it; on the caller's stack it
-    would keep alive the tensors of the model that is being traced.
-    """
-    x = torch.empty(1, device=_META)
-    thread = threading.Thread(target=lambda: torch.ops.aten.gelu.default(x))
-    thread.start()
-    thread.join()
 
 
 def numel(shape: tuple[int, ...]) -> int:

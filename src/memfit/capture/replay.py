@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memfit.capture.recording import from_symbol, function_of, tensors_in
 from memfit.errors import CaptureError, GraphError
 from memfit.graph.model import BEFORE, Graph, Ref, StorageKind, Symbol
 from memfit.graph.model import Tensor as Value
@@ -64,11 +65,11 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
             else:
                 args = _decode(op.args, graph, values)
                 kwargs = {k: _decode(v, graph, values) for k, v in op.kwargs.items()}
-                function = _function(op.target)
+                function = function_of(op.target)
                 if torch.Tag.inplace_view in function.tags:  # turn a view of it, not the tensor that others look at
                     args[0] = args[0].detach()
                 result = function(*args, **kwargs)
-                outputs = _flat((result,))
+                outputs = list(tensors_in((result,)))
                 if not outputs:  # an in-place operation over a list returns nothing
                     outputs = [_lookup(graph.tensors[t], values) for t in op.outputs]
             # Kernels may leave out a last, empty output that the schema promises (a recurrent layer's workspace).
@@ -114,34 +115,8 @@ def _decode(value: Any, graph: Graph, values: dict[_Geometry, Tensor]) -> Any:
     if isinstance(value, tuple):
         return [_decode(v, graph, values) for v in value]
     if isinstance(value, Symbol):
-        return _symbol(value)
+        return from_symbol(value)
     return value
-
-
-def _symbol(name: str) -> Any:
-    if name.startswith("torch."):
-        return getattr(torch, name[6:])
-    if name.startswith("complex:"):
-        real, imaginary = name[8:].split(",")
-        return complex(float(real), float(imaginary))
-    if name == "Generator":
-        return None
-    return torch.device(name)
-
-
-def _function(target: str) -> Any:
-    namespace, name, overload = target.split(".")
-    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-
-
-def _flat(values: Any) -> list[Tensor]:
-    flat: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            flat.append(value)
-        elif isinstance(value, list | tuple):
-            flat.extend(_flat(value))
-    return flat
 
 
 def _constant(graph: Graph, value: Value) -> Tensor:

@@ -1,0 +1,423 @@
+"""The tracer: records every operation of a run on phantom tensors, and when each storage is made and dropped.
+
+No weight is allocated and nothing is computed, except on small tensors made from constants, so that Python control
+flow on them stays true. Every operation reaches the tracer by PyTorch's own CPU dispatch; a weak reference on each
+storage tells when Python dropped it, which is its eager lifetime.
+"""
+
+from __future__ import annotations
+
+import base64
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memfit.capture import worst_case
+from memfit.capture.phantom import is_phantom, numel, run_on_meta
+from memfit.capture.recording import copy_answer, dtype_name, is_fresh, signature, symbol, tensors_in
+from memfit.capture.shape_rules import SHAPE_RULES
+from memfit.errors import MemfitError
+from memfit.graph.model import BEFORE, Phase, Ref, StorageKind
+from memfit.graph.model import Tensor as Value
+
+aten = torch.ops.aten
+
+KNOWN_LIMIT = 1 << 16
+"""Elements up to which a tensor made from constants is really computed, so that its values can steer Python code."""
+
+_CONSTANT_LIMIT = 1 << 20
+"""Bytes up to which a literal's values are kept in the graph for replay."""
+
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
+    "normal", "native_dropout", "poisson", "uniform", "exponential",
+}  # fmt: skip
+_NATIVE_VIEWS = {"_unsafe_view", "_reshape_alias", "detach", "alias", "lift"}
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
+class RawOp(NamedTuple):
+    """An operation as recorded, before its kind and MACs are looked up."""
+
+    target: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    scope: int
+    phase: Phase
+    backend: str | None
+
+
+class _StorageRef(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference on a storage that knows its number."""
+
+    __slots__ = ("cdata", "sid")
+    cdata: int
+    sid: int
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records every operation that reaches the dispatcher while it is active."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True imports torch._dynamo at the first operation: more than a second, for nothing
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules = list(model.named_modules())
+        self.ops: list[RawOp] = []
+        self.saved: dict[int, list[int]] = {}
+        self.tensors: list[Value] = []
+        self.nbytes: list[int] = []
+        self.kinds: list[StorageKind] = []
+        self.births: list[int] = []
+        self.deaths: dict[int, int] = {}
+        self.notes: dict[str, None] = {}
+        self.constants: dict[int, str] = {}
+        self.phase = Phase.FORWARD
+        self.scope = 0
+        self.failure: tuple[str, int, tuple[tuple[int, ...], ...]] | None = None
+        self._sids: dict[int, int] = {}
+        self._versions: list[int] = []
+        self._tids: dict[tuple[Any, ...], int] = {}
+        self._refs: dict[int, _StorageRef] = {}
+        self._held: list[torch.UntypedStorage] = []
+        self._known: set[int] = set()
+        self._handlers: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
+        self._mutated: dict[Any, tuple[tuple[int, str], ...]] = {}
+        self._meta_answers: dict[Any, Any] = {}
+        self._pending_saved: list[int] = []
+        self._last_sequence = -1
+        self._scope_of_node: dict[int, int] = {}
+        self._extra_tensors: dict[int, str] | None = None
+
+    # -- storages and tensors -------------------------------------------------------------------------------------
+
+    def add_storage(self, tensor: Tensor, kind: StorageKind, birth: int) -> int:
+        """Register a tensor's storage under a new number, and watch for its end if an operation made it."""
+        storage = tensor.untyped_storage()
+        sid = len(self.nbytes)
+        self.nbytes.append(storage.nbytes())
+        self.kinds.append(kind)
+        self.births.append(birth)
+        self._versions.append(0)
+        cdata = storage._cdata
+        self._sids[cdata] = sid
+        if birth == BEFORE:
+            self._held.append(storage)  # a model may drop a buffer; its address must not be taken for another's
+            return sid
+        ref = _StorageRef(storage, self._on_death)
+        ref.cdata = cdata
+        ref.sid = sid
+        self._refs[sid] = ref
+        return sid
+
+    def _on_death(self, ref: Any) -> None:
+        sid = ref.sid
+        self.deaths[sid] = len(self.ops)
+        if self._sids.get(ref.cdata) == sid:
+            del self._sids[ref.cdata]
+        self._refs.pop(sid, None)
+
+    def tensor_id(self, tensor: Tensor, *, name: str | None = None, trainable: bool = False) -> int:
+        """Number of the value that a tensor holds now: a window on one version of one storage."""
+        sid = self._sids.get(tensor.untyped_storage()._cdata)
+        if sid is None:
+            sid = self._unseen(tensor)
+        shape, strides, offset, dtype = tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
+        version = self._versions[sid]
+        key = (sid, version, shape, strides, offset, dtype, dtype.is_complex and tensor.is_conj())
+        tid = self._tids.get(key)
+        if tid is None:
+            tid = self._tids[key] = len(self.tensors)
+            self.tensors.append(
+                Value(tid, sid, tuple(shape), strides, dtype_name(dtype), int(offset), version, name, trainable)
+            )
+        return tid
+
+    def _unseen(self, tensor: Tensor) -> int:
+        """Register a tensor that no operation made: an attribute of a module, or a value closed over."""
+        if self._extra_tensors is None:
+            self._extra_tensors = {}
+            for path, module in self.modules:
+                for attribute, value in vars(module).items():
+                    if isinstance(value, Tensor):
+                        self._extra_tensors[value.untyped_storage()._cdata] = f"{path}.{attribute}".lstrip(".")
+        name = self._extra_tensors.get(tensor.untyped_storage()._cdata)
+        sid = self.add_storage(tensor, StorageKind.BUFFER if name else StorageKind.CONSTANT, BEFORE)
+        tid = self.tensor_id(tensor, name=name)
+        if name is None:
+            self._keep_constant(tid, tensor)
+        return sid
+
+    def _keep_constant(self, tid: int, tensor: Tensor) -> None:
+        if not is_phantom(tensor) and tensor.numel() * tensor.element_size() <= _CONSTANT_LIMIT:
+            raw = bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+            self.constants[tid] = base64.b64encode(raw).decode()
+
+    # -- dispatch -------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer one operation and record it."""
+        handler = self._handlers.get(func)
+        if handler is None:
+            handler = self._handlers[func] = self._handler_of(func)
+        try:
+            return handler(func, args, kwargs or {})
+        except MemfitError:
+            raise
+        except Exception:
+            if self.failure is None:
+                shapes = tuple(tuple(t.shape) for t in tensors_in(args))
+                self.failure = (_target(func), self.scope, shapes)
+            raise
+
+    def _handler_of(self, func: Any) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+        """Choose how to answer an operation, from its schema; made once per operation and trace."""
+        schema = func._schema
+        namespace, _, name = schema.name.partition("::")
+        if namespace == "profiler":  # marks for the profiler, which touch no tensor
+            return lambda func, args, kwargs: func(*args, **kwargs)
+        if func in (aten._local_scalar_dense.default, aten.equal.default):
+            return self._answer_value
+        if func is aten.lift_fresh.default:
+            return self._answer_literal
+        if name in _NATIVE_VIEWS or func.is_view or torch.Tag.inplace_view in func.tags:
+            return self._answer_view
+        if schema.is_mutable:
+            self._mutated[func] = tuple(
+                (i, a.name)
+                for i, a in enumerate(schema.arguments)
+                if a.alias_info is not None and a.alias_info.is_write
+            )
+            return self._answer_mutation
+        return self._answer_random if name in _RANDOM else self._answer_result
+
+    def _answer_view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs: list[int] = []
+        recorded, recorded_kwargs = self._encode(args, inputs), self._encode_kwargs(kwargs, inputs)
+        result = func(*args, **kwargs)  # only metadata changes, so this is safe on tensors without bytes
+        outputs = tuple(self.tensor_id(t) for t in ((result,) if isinstance(result, Tensor) else result))
+        if outputs != (inputs[0],):
+            self._record(func, recorded, recorded_kwargs, inputs, outputs)
+        return result
+
+    def _answer_literal(self, func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        if tensor.untyped_storage()._cdata not in self._sids:
+            sid = self.add_storage(tensor, StorageKind.CONSTANT, len(self.ops))
+            tid = self.tensor_id(tensor)
+            self._known.add(sid)
+            self._keep_constant(tid, tensor)
+            self._record(func, (), {}, [], (tid,))
+        return tensor
+
+    def _answer_value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer an operation whose result is a Python value: truly where the values exist, else as stated."""
+        inputs: list[int] = []
+        self._encode(args, inputs)
+        if all(self._has_values(t) for t in tensors_in(args)):
+            return func(*args, **kwargs)
+        return self._ask_worst_case(func, args, kwargs)
+
+    def _has_values(self, tensor: Tensor) -> bool:
+        sid = self._sids[tensor.untyped_storage()._cdata]
+        if sid in self._known:
+            return True
+        return (
+            self._versions[sid] == 0
+            and self.births[sid] == BEFORE
+            and not is_phantom(tensor)
+            and (tensor.device.type == "cpu")
+        )
+
+    def _ask_worst_case(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        answer = worst_case.answer(func, args, kwargs)
+        if answer is NotImplemented:
+            return NotImplemented
+        result, note = answer
+        self.notes[note] = None
+        return result
+
+    def _answer_mutation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs: list[int] = []
+        recorded, recorded_kwargs = self._encode(args, inputs), self._encode_kwargs(kwargs, inputs)
+        written: list[Tensor] = []
+        for position, name in self._mutated[func]:
+            value = args[position] if position < len(args) else kwargs.get(name)
+            written.extend(tensors_in((value,)))
+        sids = {self._sids[t.untyped_storage()._cdata] for t in written}
+        if sids and sids <= self._known:
+            if all(self._is_known(t) for t in tensors_in((args, *kwargs.values()))):
+                result = func(*args, **kwargs)
+            else:
+                self._known -= sids
+                result = self._shapes_of(func, args, kwargs)
+        else:
+            self._known -= sids
+            result = self._shapes_of(func, args, kwargs)
+        for sid in sids:
+            self._versions[sid] += 1
+        outputs = [self.tensor_id(t) for t in written]
+        index = len(self.ops)
+        for tensor in tensors_in((result,)):
+            if tensor.untyped_storage()._cdata not in self._sids:
+                self.add_storage(tensor, StorageKind.ACTIVATION, index)
+            tid = self.tensor_id(tensor)
+            if tid not in outputs:
+                outputs.append(tid)
+        self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs))
+        return result
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return self._sids.get(tensor.untyped_storage()._cdata) in self._known
+
+    def _answer_random(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._answer_fresh(func, args, kwargs, may_compute=False)
+
+    def _answer_result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._answer_fresh(func, args, kwargs, may_compute=True)
+
+    def _answer_fresh(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, may_compute: bool) -> Any:
+        inputs: list[int] = []
+        recorded, recorded_kwargs = self._encode(args, inputs), self._encode_kwargs(kwargs, inputs)
+        tensors = self.tensors
+        known = may_compute and all(tensors[i].storage in self._known for i in inputs)
+        result = NotImplemented
+        if known:
+            result = self._compute(func, args, kwargs)
+        computed = result is not NotImplemented
+        if not computed:
+            result = self._shapes_of(func, args, kwargs)
+        index = len(self.ops)
+        sids = self._sids
+        outputs = []
+        for tensor in (result,) if isinstance(result, Tensor) else tensors_in((result,)):
+            if tensor.untyped_storage()._cdata not in sids:
+                sid = self.add_storage(tensor, StorageKind.ACTIVATION, index)
+                if computed:
+                    self._known.add(sid)
+            outputs.append(self.tensor_id(tensor))
+        backend = _conv_backend(args) if func is aten.convolution.default else None
+        self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs), backend=backend)
+        return result
+
+    def _compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Really run an operation on small tensors made from constants."""
+        if any(t.numel() > KNOWN_LIMIT for t in tensors_in((args, *kwargs.values()))):
+            return NotImplemented
+        if func is aten.empty.memory_format:
+            if numel(args[0]) > KNOWN_LIMIT:
+                return NotImplemented
+            return aten.zeros.default(*args, **{k: v for k, v in kwargs.items() if k != "memory_format"})
+        answer = worst_case.is_data_dependent(func)
+        if not answer:
+            try:
+                shape = self._shapes_of(func, args, kwargs)
+            except NotImplementedError:
+                return NotImplemented
+            if any(t.numel() > KNOWN_LIMIT for t in tensors_in((shape,))):
+                return NotImplemented
+        return func(*args, **kwargs)
+
+    def _shapes_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rule = SHAPE_RULES.get(func)
+        if rule is not None:
+            result = rule(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = self._ask_worst_case(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+        key = (func, signature(args), signature(tuple(sorted(kwargs.items()))) if kwargs else ())
+        answers = self._meta_answers
+        try:
+            template = answers.get(key)
+        except TypeError:  # an argument that cannot be hashed
+            return run_on_meta(func, args, kwargs)
+        if template is not None:
+            return copy_answer(template)
+        result = run_on_meta(func, args, kwargs)
+        if func not in self._mutated and is_fresh(result, args):
+            answers[key] = result
+            return copy_answer(result)  # a first run of a meta kernel may leave a reference behind
+        return result
+
+    def _encode(self, args: Sequence[Any], inputs: list[int]) -> tuple[Any, ...]:
+        """Turn arguments into what a graph records, collecting the tensors' numbers."""
+        recorded: list[Any] = []
+        for value in args:
+            if isinstance(value, Tensor):
+                tid = self.tensor_id(value)
+                inputs.append(tid)
+                recorded.append(Ref(tid))
+            elif type(value) in _PLAIN:
+                recorded.append(value)
+            elif isinstance(value, (list, tuple)):
+                recorded.append(self._encode(value, inputs))
+            else:
+                recorded.append(symbol(value))
+        return tuple(recorded)
+
+    def _encode_kwargs(self, kwargs: dict[str, Any], inputs: list[int]) -> dict[str, Any]:
+        if not kwargs:
+            return {}
+        return dict(zip(kwargs, self._encode(tuple(kwargs.values()), inputs), strict=True))
+
+    def _record(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: list[int],
+        outputs: tuple[int, ...],
+        *,
+        backend: str | None = None,
+    ) -> None:
+        scope = self.scope
+        if self.phase is Phase.BACKWARD:
+            node = torch._C._current_autograd_node()
+            if node is not None:
+                scope = self._scope_of_node.get(node._sequence_nr(), scope)
+        else:
+            sequence = torch._C._autograd._get_sequence_nr()
+            if sequence != self._last_sequence:
+                self._last_sequence = sequence
+                self._scope_of_node[sequence - 1] = scope
+        if self._pending_saved:
+            self.saved[len(self.ops)] = self._pending_saved
+            self._pending_saved = []
+        self.ops.append(RawOp(_target(func), args, kwargs, tuple(inputs), outputs, scope, self.phase, backend))
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Note a tensor that autograd keeps: an input of the operation to come, or a result of the last one.
+
+        A node's number is drawn before its inputs are kept, so an unchanged counter means a result.
+        """
+        tid = self.tensor_id(tensor)
+        if self.ops and torch._C._autograd._get_sequence_nr() == self._last_sequence:
+            self.saved.setdefault(len(self.ops) - 1, []).append(tid)
+        else:
+            self._pending_saved.append(tid)
+        return tensor
+
+
+def _target(func: Any) -> str:
+    return str(func)
+
+
+def _conv_backend(args: tuple[Any, ...]) -> str:
+    """Name the kernel family that PyTorch would choose for this convolution."""
+    x, w, bias, stride, padding, dilation, transposed, output_padding, groups = args
+    backend = torch._C._select_conv_backend(x, w, bias, stride, padding, dilation, transposed, output_padding, groups)
+    return str(backend).rpartition(".")[2]
