@@ -12,117 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memfit.capture.layouts import elementwise_strides, laid_out_as, same_layout, strides_in, suggested_format
 from memfit.capture.phantom import contiguous_strides, dense, dense_strides, is_dense, phantom
 
 Rule = Callable[..., Any]
 aten = torch.ops.aten
 
 _PRESERVE = torch.preserve_format
-
-
-# -- layouts ------------------------------------------------------------------------------------------------------
-
-
-def elementwise_strides(shape: Sequence[int], operands: Sequence[Tensor]) -> tuple[int, ...]:
-    """Strides that an element-wise operation gives its output: dense, in the order of its operands' dimensions.
-
-    Source: TensorIterator's reorder_dimensions and fast_setup in aten/src/ATen/TensorIterator.cpp, PyTorch 2.13.
-    """
-    shape = tuple(shape)
-    whole = [t for t in operands if tuple(t.shape) == shape]
-    if len(whole) == len(operands):
-        first = operands[0].stride()
-        if first == contiguous_strides(shape) or all(t.is_contiguous() for t in operands):
-            if all(t.is_contiguous() for t in operands):
-                return contiguous_strides(shape)
-        elif len(shape) == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in operands):
-            return _strides_in(shape, torch.channels_last)
-        if all(t.stride() == first for t in operands) and is_dense(shape, first):
-            return first
-    rank = len(shape)
-    spread = [_broadcast_strides(t, shape) for t in operands]
-    order = list(range(rank - 1, -1, -1))
-    for i in range(1, rank):
-        late = i
-        for early in range(i - 1, -1, -1):
-            swap = _out_of_order(order[early], order[late], shape, spread)
-            if swap > 0:
-                order[early], order[late] = order[late], order[early]
-                late = early
-            elif swap < 0:
-                break
-    strides = [0] * rank
-    step = 1
-    for d in order:
-        strides[d] = step
-        step *= max(shape[d], 1)
-    return tuple(strides)
-
-
-def _broadcast_strides(t: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    missing = len(shape) - t.dim()
-    own = tuple(
-        0 if n == 1 and shape[missing + d] != 1 else s for d, (n, s) in enumerate(zip(t.shape, t.stride(), strict=True))
-    )
-    return (0,) * missing + own
-
-
-def _out_of_order(a: int, b: int, shape: tuple[int, ...], spread: Sequence[tuple[int, ...]]) -> int:
-    """1 where dimension `a`, which comes first, should come after `b`; -1 where not; 0 where no operand can tell."""
-    for strides in spread:
-        if strides[a] == 0 or strides[b] == 0:
-            continue
-        if strides[a] != strides[b]:
-            return 1 if strides[a] > strides[b] else -1
-        if shape[a] > shape[b]:
-            return 1
-    return 0
-
-
-def _one_dtype(x: Tensor, w: Tensor) -> None:
-    """Refuse what the kernels refuse, and the meta kernels let pass."""
-    if x.dtype != w.dtype:
-        raise RuntimeError(f"the operands must have one dtype, and got {x.dtype} and {w.dtype}")
-
-
-def _strides_in(shape: Sequence[int], layout: torch.memory_format) -> tuple[int, ...]:
-    """Dense strides of a shape in a memory format."""
-    if layout is torch.contiguous_format:
-        return contiguous_strides(tuple(shape))
-    n, c, *space = shape
-    inner = contiguous_strides((n, *space, c))
-    return (inner[0], inner[-1], *inner[1:-1])
-
-
-def _suggested(t: Tensor) -> torch.memory_format:
-    """Memory format that an image tensor's strides suggest.
-
-    Source: is_channels_last_strides_2d_s4 in c10/core/MemoryFormat.h, PyTorch 2.13.
-    """
-    if t.dim() != 4:
-        return torch.contiguous_format
-    strides = t.stride()
-    least = 0
-    if strides[1] == 0:
-        return torch.contiguous_format
-    for d in (1, 3, 2, 0):
-        if t.shape[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
-            return torch.contiguous_format
-        least = strides[d] * max(t.shape[d], 1)
-    return torch.channels_last
-
-
-def _laid_out_as(shape: Sequence[int], t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Make an output in the memory format that an input suggests."""
-    return phantom(tuple(shape), _strides_in(shape, _suggested(t)), dtype or t.dtype)
-
-
-def _same(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Make what `empty_like` makes: the same strides where dense, else dense in the same order of dimensions."""
-    shape, strides = tuple(t.shape), t.stride()
-    if not is_dense(shape, strides):
-        strides = elementwise_strides(shape, (t,))
-    return phantom(shape, strides, dtype or t.dtype)
 
 
 # -- element-wise -------------------------------------------------------------------------------------------------
@@ -134,7 +30,7 @@ def _unary(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     if x.is_contiguous():
         return phantom(tuple(x.shape), x.stride(), x.dtype)
-    return _same(x)
+    return same_layout(x)
 
 
 def _unary_(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -223,7 +119,7 @@ def _zeros(size: list[int], *, dtype: torch.dtype | None = None, **kwargs: Any) 
 
 
 def _zeros_like(x: Tensor, *, dtype: torch.dtype | None = None, memory_format: Any = None, **kwargs: Any) -> Any:
-    return _same(x, dtype) if memory_format in (None, _PRESERVE) else NotImplemented
+    return same_layout(x, dtype) if memory_format in (None, _PRESERVE) else NotImplemented
 
 
 def _new_zeros(x: Tensor, size: list[int], *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
@@ -240,15 +136,15 @@ def _clone(x: Tensor, *, memory_format: torch.memory_format | None = None) -> An
     if memory_format is torch.contiguous_format:
         return dense(tuple(x.shape), x.dtype)
     if memory_format in (None, _PRESERVE):
-        return _same(x)
-    return phantom(tuple(x.shape), _strides_in(x.shape, memory_format), x.dtype) if x.dim() == 4 else NotImplemented
+        return same_layout(x)
+    return phantom(tuple(x.shape), strides_in(x.shape, memory_format), x.dtype) if x.dim() == 4 else NotImplemented
 
 
 def _to_copy(
     x: Tensor, *, dtype: torch.dtype | None = None, layout: Any = None, device: Any = None,
     memory_format: torch.memory_format | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
-    return _same(x, dtype) if memory_format in (None, _PRESERVE) else NotImplemented
+    return same_layout(x, dtype) if memory_format in (None, _PRESERVE) else NotImplemented
 
 
 def _roll(x: Tensor, *args: Any) -> Any:
@@ -259,7 +155,7 @@ def _pad(x: Tensor, pad: list[int], *args: Any) -> Any:
     shape = list(x.shape)
     for i in range(len(pad) // 2):
         shape[-1 - i] += pad[2 * i] + pad[2 * i + 1]
-    return _laid_out_as(shape, x) if min(shape, default=0) >= 0 and x.is_contiguous() else NotImplemented
+    return laid_out_as(shape, x) if min(shape, default=0) >= 0 and x.is_contiguous() else NotImplemented
 
 
 def _cat(tensors: list[Tensor], dim: int = 0) -> Any:
@@ -274,13 +170,19 @@ def _cat(tensors: list[Tensor], dim: int = 0) -> Any:
         if any(t.shape[d] != first.shape[d] for d in range(rank) if d != dim):
             return NotImplemented
         total += t.shape[dim]
-        layouts.add(_suggested(t))
+        layouts.add(suggested_format(t))
     shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
     layout = layouts.pop() if len(layouts) == 1 else torch.contiguous_format
-    return phantom(shape, _strides_in(shape, layout), first.dtype)
+    return phantom(shape, strides_in(shape, layout), first.dtype)
 
 
 # -- convolution, norms, products -----------------------------------------------------------------------------------
+
+
+def _one_dtype(x: Tensor, w: Tensor) -> None:
+    """Refuse what the kernels refuse, and the meta kernels let pass."""
+    if x.dtype != w.dtype:
+        raise RuntimeError(f"the operands must have one dtype, and got {x.dtype} and {w.dtype}")
 
 
 def _convolution(
@@ -321,7 +223,7 @@ def _convolution(
         x, w, bias, stride, padding, dilation, transposed, output_padding, groups, None
     )
     layout = torch._C._conv_determine_backend_memory_format(x, w, backend)
-    return phantom(shape, _strides_in(shape, layout), x.dtype)
+    return phantom(shape, strides_in(shape, layout), x.dtype)
 
 
 def _convolution_backward(
@@ -335,8 +237,8 @@ def _convolution_backward(
         )
         layout = torch._C._conv_determine_backend_memory_format(x, w, backend)
     return (
-        phantom(tuple(x.shape), _strides_in(x.shape, layout), x.dtype) if wanted[0] else None,
-        phantom(tuple(w.shape), _strides_in(w.shape, layout), w.dtype) if wanted[1] else None,
+        phantom(tuple(x.shape), strides_in(x.shape, layout), x.dtype) if wanted[0] else None,
+        phantom(tuple(w.shape), strides_in(w.shape, layout), w.dtype) if wanted[1] else None,
         dense((grad.shape[1],), grad.dtype) if wanted[2] else None,
     )
 
@@ -557,7 +459,7 @@ def _max_pool2d(
     ceil_mode: bool = False,
 ) -> Any:
     shape = _pool_shape(x, kernel, stride, padding, dilation, ceil_mode) if x.dim() == 4 else None
-    return NotImplemented if shape is None else (_laid_out_as(shape, x), _laid_out_as(shape, x, torch.int64))
+    return NotImplemented if shape is None else (laid_out_as(shape, x), laid_out_as(shape, x, torch.int64))
 
 
 def _avg_pool2d(
@@ -569,16 +471,16 @@ def _avg_pool2d(
     *args: Any,
 ) -> Any:
     shape = _pool_shape(x, kernel, stride, padding, (1,), ceil_mode) if x.dim() == 4 else None
-    return NotImplemented if shape is None else _laid_out_as(shape, x)
+    return NotImplemented if shape is None else laid_out_as(shape, x)
 
 
 def _adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Any:
-    return _laid_out_as((*x.shape[:2], *size), x) if x.dim() == 4 else NotImplemented
+    return laid_out_as((*x.shape[:2], *size), x) if x.dim() == 4 else NotImplemented
 
 
 def _input_gradient(grad: Tensor, x: Tensor, *args: Any) -> Any:
     """Gradient of a pooling's input, in the memory format that the input suggests."""
-    return _laid_out_as(x.shape, x) if x.dim() == 4 else NotImplemented
+    return laid_out_as(x.shape, x) if x.dim() == 4 else NotImplemented
 
 
 def _select_backward(grad: Tensor, sizes: list[int], dim: int, index: int) -> Any:
