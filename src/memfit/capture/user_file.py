@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from memfit.capture.build import BuildMode
 from memfit.capture.inputs import DTYPES, InputSpec
 from memfit.capture.loaded import Arguments, LoadedSource, literal, nearest
+from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.errors import MemfitError, SourceError, UsageError
 
 
@@ -43,6 +44,7 @@ def load_callable(source: str, args: Mapping[str, Any] | None, dtype: str | None
             received=repr(name),
             todo=f"name a function or class that makes the model: {file}:build",
         )
+    define_missing_torchvision_schemas()  # the file may well import torchvision or timm
     with _on_path(path):
         module = _import(path)
         if not hasattr(module, name):
