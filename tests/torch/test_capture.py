@@ -242,6 +242,25 @@ def test_a_buffer_that_forward_replaces_is_not_taken_for_what_comes_after() -> N
     assert model.index is before
 
 
+def test_random_numbers_are_neither_drawn_nor_known() -> None:
+    class Draws(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.empty(4).uniform_() + torch.rand(4) + F.dropout(torch.ones(4), 0.5)
+            return x * noise
+
+    state = torch.get_rng_state()
+    first, second = (capture_module(Draws(), (torch.zeros(4),)) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if torch.empty(1).uniform_() > 0.5 else -x
+
+    with pytest.raises(DataDependentError):
+        capture_module(Decides(), (torch.zeros(4),))
+
+
 def test_control_flow_on_values_names_the_line() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

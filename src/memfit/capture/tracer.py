@@ -32,10 +32,6 @@ KNOWN_LIMIT = 1 << 16
 _CONSTANT_LIMIT = 1 << 20
 """Bytes up to which a literal's values are kept in the graph for replay."""
 
-_RANDOM = {
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
-    "normal", "native_dropout", "poisson", "uniform", "exponential",
-}  # fmt: skip
 _NATIVE_VIEWS = {"_unsafe_view", "_reshape_alias", "detach", "alias", "lift"}
 
 
@@ -179,7 +175,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception:
             if self.failure is None:
                 shapes = tuple(tuple(t.shape) for t in tensors_in(args))
-                self.failure = (_target(func), self.scope, shapes)
+                self.failure = (str(func), self.scope, shapes)
             raise
 
     def _handler_of(self, func: Any) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
@@ -201,7 +197,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if a.alias_info is not None and a.alias_info.is_write
             )
             return self._answer_mutation
-        return self._answer_random if name in _RANDOM else self._answer_result
+        return self._answer_random if _is_random(func) else self._answer_result
 
     def _answer_view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs: list[int] = []
@@ -224,14 +220,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _answer_value(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer an operation whose result is a Python value: truly where the values exist, else as stated."""
-        inputs: list[int] = []
-        self._encode(args, inputs)
         if all(self._has_values(t) for t in tensors_in(args)):
             return func(*args, **kwargs)
         return self._ask_worst_case(func, args, kwargs)
 
     def _has_values(self, tensor: Tensor) -> bool:
-        sid = self._sids[tensor.untyped_storage()._cdata]
+        sid = self.tensors[self.tensor_id(tensor)].storage
         if sid in self._known:
             return True
         return (
@@ -257,12 +251,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = args[position] if position < len(args) else kwargs.get(name)
             written.extend(tensors_in((value,)))
         sids = {self._sids[t.untyped_storage()._cdata] for t in written}
-        if sids and sids <= self._known:
-            if all(self._is_known(t) for t in tensors_in((args, *kwargs.values()))):
-                result = func(*args, **kwargs)
-            else:
-                self._known -= sids
-                result = self._shapes_of(func, args, kwargs)
+        known = sids <= self._known and all(self.tensors[i].storage in self._known for i in inputs)
+        if sids and known and not _is_random(func):
+            result = func(*args, **kwargs)
         else:
             self._known -= sids
             result = self._shapes_of(func, args, kwargs)
@@ -278,9 +269,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 outputs.append(tid)
         self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs))
         return result
-
-    def _is_known(self, tensor: Tensor) -> bool:
-        return self._sids.get(tensor.untyped_storage()._cdata) in self._known
 
     def _answer_random(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._answer_fresh(func, args, kwargs, may_compute=False)
@@ -397,7 +385,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._pending_saved:
             self.saved[len(self.ops)] = self._pending_saved
             self._pending_saved = []
-        self.ops.append(RawOp(_target(func), args, kwargs, tuple(inputs), outputs, scope, self.phase, backend))
+        self.ops.append(RawOp(str(func), args, kwargs, tuple(inputs), outputs, scope, self.phase, backend))
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Note a tensor that autograd keeps: an input of the operation to come, or a result of the last one.
@@ -412,8 +400,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor
 
 
-def _target(func: Any) -> str:
-    return str(func)
+def _is_random(func: Any) -> bool:
+    """True for what draws from the generator: it is never run, so that a capture is the same each time."""
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _conv_backend(args: tuple[Any, ...]) -> str:
