@@ -11,9 +11,8 @@ import math
 from typing import Any, NamedTuple
 
 from memfit.graph.model import ITEMSIZE, Op, Tensor
-from memfit.memory.cpu.machine import Machine, is_contiguous, is_contiguous_last, suggests_last, up
+from memfit.memory.cpu.machine import F32, Machine, is_contiguous, is_contiguous_last, suggests_last, up
 
-F32 = 4
 SLACK = 128
 """Bytes that oneDNN adds to a scratchpad to align it."""
 

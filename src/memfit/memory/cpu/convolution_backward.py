@@ -8,7 +8,6 @@ from collections.abc import Callable
 from memfit.graph.model import Op, Tensor
 from memfit.memory.cpu.convolution import (
     BATCH,
-    F32,
     PAGE,
     SLACK,
     Shape,
@@ -24,7 +23,7 @@ from memfit.memory.cpu.convolution import (
     spans,
     unfolds,
 )
-from memfit.memory.cpu.machine import Machine, suggests_last, up
+from memfit.memory.cpu.machine import F32, Machine, suggests_last, up
 
 
 def backward(machine: Machine, op: Op) -> list[int] | None:
@@ -274,21 +273,35 @@ def unfolding_backward(
 ) -> list[int] | None:
     """ATen's own kernel."""
     if shape.groups > 1:
-        return None
+        return by_group(shape, mask)
     gradient, x, weight = operands
     gx, gw, gb = sizes(shape)
     first = copies(shape.last, gradient, weight)
     later, second = copies(shape.last, gradient), copies(shape.last, x)
     events: list[int] = []
     if mask[0]:
-        columns = [window(shape) * shape.batch] if unfolds(shape) else []
-        events += [*first, gx, *columns, *(-b for b in columns), *(-b for b in reversed(first))]
+        events += [*first, gx, *(-b for b in reversed(first))]
     if mask[2]:
         events.append(gb)
     if mask[1]:
         columns = [window(shape) * shape.batch] if unfolds(shape) else []
         events += [*second, gw, *later, *columns, *(-b for b in (*columns, *later, *second))]
     return events
+
+
+def by_group(shape: Shape, mask: tuple[bool, bool, bool]) -> list[int] | None:
+    """The same group by group: slices of a batch are copied, and each gradient is put together at the end."""
+    if unfolds(shape) or shape.last:
+        return None
+    groups = shape.groups
+    gx, gw, gb = (size if wanted else 0 for size, wanted in zip(sizes(shape), mask, strict=True))
+    x = F32 * shape.batch * shape.inputs * math.prod(shape.spatial) // groups
+    g = F32 * shape.batch * shape.outputs * math.prod(shape.result) // groups
+    slices = [g, x] if shape.batch > 1 else []
+    parts = [size // groups for size in (gx, gb, gw) if size]
+    one = [*slices, *parts, *(-b for b in reversed(slices))]
+    whole = [size for size in (gx, gw, gb) if size]
+    return [*one * groups, *whole, *(-size // groups for size in reversed(whole) for _ in range(groups))]
 
 
 BACKWARD = {

@@ -10,7 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memfit.graph.model import ITEMSIZE, Graph, Op, Tensor
+from memfit.graph.model import ITEMSIZE, Graph, Op, StorageKind, Tensor
+
+F32 = 4
+"""Bytes of a float32."""
 
 LANES = {"AVX512": 16, "AVX2": 8}
 """float32 elements in one vector, the block of oneDNN's blocked layouts, by `environment["isa"]`."""
@@ -54,6 +57,22 @@ class Machine:
                     else:
                         views.discard(o)
         return tensor in self._views
+
+    def adds_bias(self, op: Op) -> bool:
+        """True for the sum that ends `linear` on an input that is not row-major.
+
+        PyTorch adds the bias in place (native/Linear.cpp), but out of place under a dispatch mode, so the capture
+        shows a new storage.
+        """
+        first, second = self.tensors[op.inputs[0]], self.tensors[op.inputs[1]]
+        before = self._ops[op.index - 1] if op.index else op
+        return (
+            before.target == "aten._unsafe_view.default"
+            and before.outputs == op.inputs[:1]
+            and len(second.shape) == 1
+            and self.storages[second.storage].kind is StorageKind.PARAMETER
+            and self.storages[first.storage].death == op.index + 1
+        )
 
 
 _UNTRACKED = frozenset({"aten._unsafe_view.default", "aten.detach.default", "aten.alias.default"})
@@ -124,3 +143,8 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def freed(sizes: list[int]) -> list[int]:
+    """The frees of a list of allocations, first made first freed."""
+    return [-size for size in sizes]

@@ -11,7 +11,6 @@ import math
 from memfit.graph.model import Op
 from memfit.memory.cpu.convolution import (
     BATCH,
-    F32,
     PAGE,
     SLACK,
     Shape,
@@ -33,7 +32,7 @@ from memfit.memory.cpu.convolution_backward import (
     weights_by_gemm,
     window,
 )
-from memfit.memory.cpu.machine import Machine, suggests_last
+from memfit.memory.cpu.machine import F32, Machine, suggests_last
 
 BACKENDS = frozenset({"MkldnnTranspose", "???"})
 """ATen gives the transposed oneDNN backend no name in Python, and reads `???`."""
