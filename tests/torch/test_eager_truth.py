@@ -129,6 +129,7 @@ OPERATIONS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "depthwise 7x7 backward": lambda: back(2, 96, 96, 14, 7, 1, 3, g=96, bias=True, last=True),
     "depthwise 5x5 backward": lambda: back(2, 96, 96, 14, 5, 1, 2, g=96),
     "grouped backward": lambda: back(2, 128, 128, 14, 3, 1, 1, g=32),
+    "grouped 1x1 backward": lambda: back(2, 48, 48, 7, 1, g=3),
     "3x3 last backward": lambda: back(2, 64, 64, 14, 3, 1, 1, last=True),
     "one image backward": lambda: back(1, 64, 64, 7, 1),
     "batch norm": lambda: (aten.native_batch_norm.default, r(2, 8, 9, 9), r(8), r(8), r(8), r(8), True, 0.1, 1e-5),
@@ -248,6 +249,24 @@ def test_network_to_the_byte(name: str) -> None:
 def test_adam_step_to_the_byte(threads: int) -> None:
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 196, 10))
     check(model, torch.randn(2, 3, 16, 16), lambda p: torch.optim.Adam(p, lr=1e-9))
+
+
+class Mixer(nn.Module):
+    """What PyTorch does in place unless it is traced: linear's bias, sums of gradients; and numbers that it saves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across, self.along = nn.Linear(40, 40), nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.across(x.transpose(-1, -2)).transpose(-1, -2)
+        return (x + self.along(x * 0.5)).flatten(1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_happens_in_place_unless_traced(batch: int, threads: int) -> None:
+    check(Mixer(), torch.randn(batch, 40, 24))
+    check(Mixer(), torch.randn(batch, 40, 24), lambda p: torch.optim.SGD(p, lr=1e-9))
 
 
 def test_probe_gives_what_the_rules_give() -> None:
