@@ -145,13 +145,13 @@ def reduction(machine: Machine, shape: Shape, wr: int, bias: bool) -> int:
     if pointwise(shape) and shape.groups == 1:
         n = pointwise_split(machine, shape)
         if n > 1:
-            total += (n - 1) * wr + 8192 + SLACK
+            total += (n - (lanes == 16)) * wr + 8192 + SLACK  # on AVX2 every thread has a part of its own
         if shape.strided:
             blocks = up(shape.inputs, lanes) // lanes
             if not shape.last:
                 blocks = gathered_blocks(blocks)
             total += machine.threads * F32 * lanes * blocks * math.prod(shape.result) + SLACK
-    else:
+    elif lanes == 16:
         n = spatial_split(machine, shape)
         if n > 1:
             total += (n - 1) * (wr + F32 * up(shape.outputs, lanes)) + 8192 + SLACK
