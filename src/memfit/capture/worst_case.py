@@ -117,20 +117,25 @@ def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
     frame = model_frame()
     if frame is None or frame.package not in LIBRARIES:
         raise _refuse(func, args[0], frame)
-    dtype = args[0].dtype
-    value: Any = 1
+    value = _continuing(args[0].dtype)
     largest = _LARGEST.get((frame.module, frame.function))
-    if largest is not None:
+    if largest is not None and value is not False:
         with suppress(KeyError):
             value = largest(frame.local_names)
-    if dtype is torch.bool:
-        value = False
-    elif dtype.is_floating_point:
-        value = 1.0
-    elif dtype.is_complex:
-        value = 1 + 0j
     where = f"{frame.package} ({Path(frame.filename).name}:{frame.lineno})"
     return value, f"{where} asks for a value that depends on data; {value!r} was answered"
+
+
+def _continuing(dtype: torch.dtype) -> Any:
+    """The answer with which code continues: not empty, not exceptional."""
+    if dtype is torch.bool:
+        return False
+    return 1.0 if dtype.is_floating_point else 1 + 0j if dtype.is_complex else 1
+
+
+def _largest_side(names: dict[str, Any]) -> int:
+    """Position of the largest among the image sizes that training draws from."""
+    return int(names["k"].index(max(names["k"])))
 
 
 def _mask_side(names: dict[str, Any]) -> int:
@@ -140,6 +145,7 @@ def _mask_side(names: dict[str, Any]) -> int:
 
 _LARGEST: dict[tuple[str, str], Callable[[dict[str, Any]], int]] = {
     ("torchvision.models.detection.roi_heads", "paste_mask_in_image"): _mask_side,
+    ("torchvision.models.detection.transform", "torch_choice"): _largest_side,
 }
 """Values that set a size: (module, function) → its local variables → the largest value that the code allows."""
 
