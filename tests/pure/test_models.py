@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graphs import Builder
+from graphs import Builder, inverted_residual, training_step
 
 from memfit.analysis.result import Profile
 from memfit.errors import UsageError
@@ -25,18 +25,6 @@ def adds_up(profile: Profile) -> None:
         assert max(row["peak_bytes"] or 0 for row in profile.rows) == profile.totals["peak_bytes"]
         at = [row for row in profile.rows if row["name"] == profile.totals["peak_at"]]
         assert [row["peak_bytes"] for row in at] == [profile.totals["peak_bytes"]]
-
-
-def inverted_residual(*, stride: int = 1, skip: bool = True, batch: int = 1) -> Graph:
-    """Expand 2 channels to 6, depthwise, project back to 2, on 4x4 pixels: MobileNetV2's block."""
-    b = Builder()
-    x = b.input(batch, 2, 4, 4)
-    b.sequence("block")
-    h = b.unary("relu6", b.norm(b.conv(x, 6, path="block.0"), path="block.1"), path="block.2")
-    h = b.conv(h, 6, 3, stride, path="block.3", depthwise=True)
-    h = b.inplace("relu6", b.norm(h, path="block.4"), path="block.5")
-    y = b.norm(b.conv(h, 2, path="block.6"), path="block.7")
-    return b.build(b.add(x, y) if skip else y)
 
 
 def peaks(graph: Graph, **options: Any) -> list[int | None]:
@@ -122,26 +110,6 @@ def test_ideal_follows_storages() -> None:
     assert (profile.totals["peak_bytes"], profile.totals["peak_at"]) == (512, "conv")
     assert (profile.totals["input_bytes"], profile.totals["buffer_bytes"]) == (128, 0)
     assert profile.totals["parameter_bytes"] == profile.totals["model_bytes"] == 4 * (8 + 4 + 8)
-
-
-def training_step() -> Graph:
-    """Convolution, batch norm, ReLU in place, pooling, linear; autograd's saved tensors as PyTorch has them."""
-    b = Builder(training=True)
-    x = b.input(2, 2, 4, 4)
-    b.sequence("body")
-    h = b.norm(b.conv(x, 4, path="body.conv"), path="body.bn")
-    index = b.versions[b.tensors[h].storage]
-    assert index == 0
-    r = b.inplace("relu", h, path="body.relu")
-    b.ops[-1] = b.ops[-1]._replace(saved=(r,))
-    p = b.op("max_pool2d", (r,), (2, 4, 2, 2), path="body.pool", saved=(r,), kernel=(2, 2), stride=(2, 2))
-    y = b.linear(b.view(p, 2, 16), 3, path="fc")
-    loss = b.op("mse_loss", (y,), (), saved=(y,), phase=Phase.LOSS)
-    g = b.op("mse_loss_backward", (loss, y), (2, 3), phase=Phase.BACKWARD)
-    weight = next(t.id for t in b.tensors if t.name == "fc.weight")
-    g = b.op("linear_backward", (g, weight), (2, 16), path="fc", macs=96, phase=Phase.BACKWARD)
-    b.op("max_pool2d_with_indices_backward", (g, r), (2, 4, 4, 4), path="body.pool", phase=Phase.BACKWARD)
-    return b.build(loss)
 
 
 def test_autograd_counts_each_storage_once() -> None:

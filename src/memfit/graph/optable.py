@@ -363,7 +363,8 @@ OP_TABLE: dict[str, Entry] = {
         "sub rsub mul div neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow square sin cos tan"
         " asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv lgamma digamma floor ceil round trunc frac"
         " sign sgn floor_divide remainder fmod maximum minimum fmax fmin clamp_max clamp_tensor logical_and logical_or"
-        " logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__ __lshift__ __rshift__"
+        " logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__=bitwise_and"
+        " __or__=bitwise_or __lshift__=bitwise_left_shift __rshift__=bitwise_right_shift"
         " bitwise_left_shift bitwise_right_shift eq ne lt le gt ge isnan isinf isfinite where masked_fill addcmul"
         " addcdiv lerp nan_to_num logit xlogy hypot logaddexp sinc heaviside conj_physical angle polar complex real"
         " imag _to_copy=cast _conj_physical view_as_complex_copy copysign deg2rad rad2deg signbit special_entr i0"
@@ -416,7 +417,7 @@ OP_TABLE: dict[str, Entry] = {
         "view _unsafe_view=view reshape _reshape_alias=view t transpose permute slice select expand squeeze unsqueeze"
         " split split_with_sizes unbind chunk as_strided diagonal unfold alias detach movedim narrow view_as_real"
         " view_as_complex swapaxes conj _conj=conj _neg_view=neg lift lift_fresh=constant unsafe_split=split"
-        " unsafe_split_with_sizes=split unsafe_chunk=chunk expand_as real imag numpy_T mT swapdims",
+        " unsafe_split_with_sizes=split unsafe_chunk=chunk expand_as real imag swapdims",
     ),
     **_entries(
         _R.COPY,
