@@ -274,6 +274,19 @@ def test_control_flow_on_values_names_the_line() -> None:
     assert "test_capture.py" in str(caught.value)
 
 
+@pytest.mark.parametrize("read", ["x.tolist()", "x.numpy()"])
+def test_reading_values_that_do_not_exist_names_the_line(read: str) -> None:
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 2
+            return torch.zeros(3) if (x.tolist() if read == "x.tolist()" else x.numpy())[0] else x
+
+    with pytest.raises(DataDependentError) as caught:
+        capture_module(Reads(), (torch.randn(3),))
+    assert read in str(caught.value.where)
+    assert "test_capture.py" in str(caught.value.where)
+
+
 def test_a_refused_input_names_the_layer_and_what_it_got() -> None:
     with pytest.raises(CaptureError) as caught:
         capture_module(ConvNet(), (torch.randn(1, 4, 16, 16),))

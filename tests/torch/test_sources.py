@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from memfit.capture.build import BuildMode, build
 from memfit.capture.entry import capture
-from memfit.capture.inputs import InputSpec, parse_input, resolve
 from memfit.capture.phantom import is_phantom
 from memfit.capture.sources import load
+from memfit.capture.sources.build import BuildMode, build
+from memfit.capture.sources.inputs import InputSpec, parse_input, resolve
 from memfit.errors import CaptureError, DataDependentError, MemfitError, SourceError, UnsupportedOp, UsageError
 from memfit.graph.io import save
 

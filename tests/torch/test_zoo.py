@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfit.capture.entry import capture
-from memfit.capture.loaded import Example, LoadedSource
 from memfit.capture.phantom import is_phantom
 from memfit.capture.sources import load
+from memfit.capture.sources.loaded import Example, LoadedSource
 from memfit.capture.torch_trace import capture_module, default_loss
 from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from memfit.capture.loaded import Example, LoadedSource
+from memfit.capture.sources.loaded import Example, LoadedSource
 from memfit.errors import UsageError
 from memfit.graph.model import Graph
 
@@ -150,7 +150,7 @@ def _typed(loaded: LoadedSource, texts: list[str]) -> list[Any]:
     """Read shapes; without a dtype, an input of a held model has that of the model's own weights."""
     if loaded.specs or not texts:
         return texts
-    from memfit.capture.inputs import parse_input
+    from memfit.capture.sources.inputs import parse_input
 
     assert loaded.model is not None
     floating = next((p.dtype for p in loaded.model.parameters() if p.is_floating_point()), None)
@@ -184,8 +184,8 @@ def _dtype_of(model: nn.Module, dtype: str | None) -> Iterator[None]:
         return
     from torch import nn as torch_nn
 
-    from memfit.capture.inputs import DTYPES
     from memfit.capture.phantom import phantom
+    from memfit.capture.sources.inputs import DTYPES
 
     wanted = DTYPES[dtype]
     replaced: list[tuple[dict[str, Any], str, Any]] = []

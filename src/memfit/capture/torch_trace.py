@@ -22,6 +22,7 @@ from memfit.capture.dynamo import without_dynamo
 from memfit.capture.recording import tensors_in
 from memfit.capture.shim import operators_present
 from memfit.capture.tracer import Tracer
+from memfit.capture.worst_case import guarded_reads
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph.model import BEFORE, Graph, Op, Phase, Scope, Storage, StorageKind
 from memfit.graph.optable import describe
@@ -72,6 +73,7 @@ def capture_module(
         stack.enter_context(kept_gradients(model))
         stack.enter_context(operators_present())
         stack.enter_context(without_dynamo())
+        stack.enter_context(guarded_reads())
         outputs = _run(tracer, model, args, kwargs, training=training, loss=loss, optimizer=optimizer)
         output_ids = [tracer.tensor_id(t) for t in tensors_in((outputs,))]
         return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)

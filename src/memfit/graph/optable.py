@@ -338,6 +338,7 @@ OP_TABLE: dict[str, Entry] = {
     **_entries(
         _R.BATCH_NORM,
         "native_batch_norm=batch_norm _native_batch_norm_legit=batch_norm cudnn_batch_norm=batch_norm"
+        " _native_batch_norm_legit_functional=batch_norm"
         " _native_batch_norm_legit_no_training=batch_norm _batch_norm_with_update=batch_norm"
         " _batch_norm_no_update=batch_norm batch_norm",
     ),
@@ -405,7 +406,8 @@ OP_TABLE: dict[str, Entry] = {
     **_entries(
         _R.REDUCE,
         "mean sum prod amax amin max min aminmax argmax argmin var std var_mean std_mean norm linalg_vector_norm=norm"
-        " logsumexp any all cumsum cumprod cummax cummin logcumsumexp count_nonzero median nanmedian sort topk"
+        " logsumexp any all _is_all_true=all _is_any_true=any"
+        " cumsum cumprod cummax cummin logcumsumexp count_nonzero median nanmedian sort topk"
         " kthvalue argsort mode linalg_norm=norm nansum histc bincount trace _cummax_helper _cummin_helper"
         " _linalg_svd=svd linalg_qr linalg_inv_ex linalg_cholesky_ex _linalg_eigh=eigh _linalg_slogdet=slogdet"
         " _linalg_det=det unique_dim _unique2=unique unique_consecutive nonzero nonzero_static",

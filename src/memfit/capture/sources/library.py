@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.capture.build import BuildMode
-from memfit.capture.inputs import DTYPES, InputSpec
-from memfit.capture.loaded import Arguments, LoadedSource, nearest, positional, without_weights
 from memfit.capture.phantom import dense
 from memfit.capture.shim import define_missing_torchvision_schemas, import_torchvision
+from memfit.capture.sources.build import BuildMode
+from memfit.capture.sources.inputs import DTYPES, InputSpec
+from memfit.capture.sources.loaded import Arguments, LoadedSource, nearest, positional, without_weights
 from memfit.errors import MemfitError, SourceError
 
 TARGETS_PER_IMAGE = 8

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.capture.exported import (
+from memfit.capture.phantom import phantom
+from memfit.capture.shim import define_missing_torchvision_schemas
+from memfit.capture.sources.exported import (
     ASSERTIONS,
     CONTEXTS,
     DTYPES,
@@ -35,10 +37,8 @@ from memfit.capture.exported import (
     owner_of,
     union,
 )
-from memfit.capture.inputs import InputSpec
-from memfit.capture.loaded import LoadedSource
-from memfit.capture.phantom import phantom
-from memfit.capture.shim import define_missing_torchvision_schemas
+from memfit.capture.sources.inputs import InputSpec
+from memfit.capture.sources.loaded import LoadedSource
 from memfit.errors import SourceError, UnsupportedOp
 
 _NAMESPACES = {"aten", "prims", "torchvision"}

@@ -13,7 +13,7 @@ from memfit.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from memfit.capture.inputs import InputSpec
+    from memfit.capture.sources.inputs import InputSpec
     from memfit.graph.model import Graph
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -86,7 +86,7 @@ class LoadedSource:
         Raises:
             UsageError: text that is no shape, too many inputs, or none where the model states none.
         """
-        from memfit.capture.inputs import InputSpec, make, parse_input, resolve
+        from memfit.capture.sources.inputs import InputSpec, make, parse_input, resolve
 
         given = [spec if isinstance(spec, InputSpec) else parse_input(spec) for spec in inputs]
         specs = resolve(self.specs, given, batch=batch)

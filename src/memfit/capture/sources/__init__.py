@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from memfit.capture.loaded import LoadedSource
+from memfit.capture.sources.loaded import LoadedSource
 from memfit.errors import MissingExtra, SourceError, UsageError
 
 Loader = Callable[[str, Mapping[str, Any] | None, str | None], LoadedSource]
@@ -56,7 +56,7 @@ def _dtype(text: str | None) -> str | None:
     if text is None or text == "int8":
         return None
     _require("torch", "torch")
-    from memfit.capture.inputs import DTYPES, dtype_name
+    from memfit.capture.sources.inputs import DTYPES, dtype_name
 
     name = dtype_name(text, where="--dtype")
     if not DTYPES[name].is_floating_point:
@@ -81,7 +81,7 @@ def _require(package: str, extra: str) -> None:
 def _torchvision(name: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
     _require("torch", "zoo")
     _require("torchvision", "zoo")
-    from memfit.capture.library import load_torchvision
+    from memfit.capture.sources.library import load_torchvision
 
     return load_torchvision(name, args, dtype)
 
@@ -89,7 +89,7 @@ def _torchvision(name: str, args: Mapping[str, Any] | None, dtype: str | None) -
 def _timm(name: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
     _require("torch", "zoo")
     _require("timm", "zoo")
-    from memfit.capture.library import load_timm
+    from memfit.capture.sources.library import load_timm
 
     return load_timm(name, args, dtype)
 
@@ -97,14 +97,14 @@ def _timm(name: str, args: Mapping[str, Any] | None, dtype: str | None) -> Loade
 def _hf(path: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
     _require("torch", "zoo")
     _require("transformers", "zoo")
-    from memfit.capture.huggingface import load_config
+    from memfit.capture.sources.huggingface import load_config
 
     return load_config(path, args, dtype)
 
 
 def _user_file(source: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
     _require("torch", "torch")
-    from memfit.capture.user_file import load_callable
+    from memfit.capture.sources.user_file import load_callable
 
     return load_callable(source, args, dtype)
 
@@ -122,7 +122,7 @@ def _exported(source: str, args: Mapping[str, Any] | None, dtype: str | None) ->
     _existing(source)
     _no_options(source, args, dtype)
     _require("torch", "torch")
-    from memfit.capture.pt2 import load_exported
+    from memfit.capture.sources.pt2 import load_exported
 
     return load_exported(source)
 

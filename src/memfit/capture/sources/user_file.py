@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memfit.capture.build import BuildMode
-from memfit.capture.inputs import DTYPES, InputSpec
-from memfit.capture.loaded import Arguments, LoadedSource, literal, nearest
 from memfit.capture.shim import define_missing_torchvision_schemas
+from memfit.capture.sources.build import BuildMode
+from memfit.capture.sources.inputs import DTYPES, InputSpec
+from memfit.capture.sources.loaded import Arguments, LoadedSource, literal, nearest
 from memfit.errors import MemfitError, SourceError, UsageError
 
 

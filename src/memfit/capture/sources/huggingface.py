@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.capture.inputs import DTYPES, InputSpec
-from memfit.capture.library import construct
-from memfit.capture.loaded import Arguments, LoadedSource, by_name, nearest, without_weights
 from memfit.capture.phantom import dense
 from memfit.capture.shim import define_missing_torchvision_schemas
+from memfit.capture.sources.inputs import DTYPES, InputSpec
+from memfit.capture.sources.library import construct
+from memfit.capture.sources.loaded import Arguments, LoadedSource, by_name, nearest, without_weights
 from memfit.errors import SourceError
 
 DEFAULT_LENGTH = 512
