@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.analysis.result import Profile
 from memfit.capture.entry import capture
 from memfit.errors import UsageError
+from memfit.graph.io import SUFFIX
 from memfit.graph.io import load as load_graph
 from memfit.graph.io import save as save_graph
 from memfit.graph.model import Graph
@@ -108,10 +109,11 @@ def profile(
             received=dtype,
             todo="use --memory mcunet, which counts int8 activations, or fp32, fp16 or bf16",
         )
+    saved = isinstance(source, str) and source.endswith(SUFFIX)  # its pass was chosen when it was captured
     graph = capture(
         source,
         inputs,
-        training=training or model.of_training or optimizer is not None,
+        training=training or (not saved and (model.of_training or optimizer is not None)),
         loss=loss,
         optimizer=optimizer,
         dtype=None if dtype == "int8" else dtype,
