@@ -136,7 +136,7 @@ def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError
         target, scope, shapes = tracer.failure
         path, module = tracer.modules[scope]
         where = f"{path or '(root)'} ({type(module).__name__})"
-        received = f"{' and '.join(format_shape(s) for s in shapes)}, in {target}"
+        received = f"{' and '.join(format_shape(s) for s in shapes) or 'no tensors'}, in {target}"
     message = str(error).strip().splitlines() or [type(error).__name__]
     return CaptureError(
         f"the model failed on this input: {type(error).__name__}: {message[0]}",

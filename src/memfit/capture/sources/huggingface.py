@@ -148,7 +148,7 @@ def _specs(model: Any, config: Any, dtype: str) -> tuple[InputSpec, ...]:
         "pixel_values" in parameters
         and "input_ids" in parameters
         and hasattr(config, "text_config")
-        and ("image_embeds" not in parameters and _is_dual_encoder(config))
+        and ("image_embeds" not in parameters and _is_dual_encoder(model, config))
     ):
         names = ["input_ids", "pixel_values"]
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
@@ -158,8 +158,10 @@ def _specs(model: Any, config: Any, dtype: str) -> tuple[InputSpec, ...]:
     return tuple(_INPUTS.get(name, _ids)(config, dtype, name) for name in names)
 
 
-def _is_dual_encoder(config: Any) -> bool:
-    return hasattr(config, "projection_dim") and hasattr(config, "vision_config")
+def _is_dual_encoder(model: Any, config: Any) -> bool:
+    """True for models that compare texts with images, and so need both."""
+    encodes_both = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
+    return hasattr(config, "vision_config") and (encodes_both or hasattr(config, "projection_dim"))
 
 
 def _attribute(config: Any, names: tuple[str, ...], default: Any) -> Any:
