@@ -160,6 +160,7 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
 
     from memfit.capture.allocations import measure
     from memfit.capture.torch_trace import capture_module, default_loss
+    from memfit.graph.model import BEFORE, StorageKind
     from memfit.memory.cpu_workspaces import events
     from memfit.memory.eager import timeline
 
@@ -190,10 +191,13 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
 
         probes = run_probe(graph)
     predicted = timeline(graph, probes)
+    # What the call found and `eager` counts: the input, and tensors that the model cached on itself.
+    counted = {StorageKind.INPUT, StorageKind.CONSTANT}
+    existing = sum(s.nbytes for s in graph.storages if s.birth == BEFORE and s.kind in counted)
     given = probes or {}
     planned = [given.get(op.index) or events(graph, op) or () for op in graph.ops]
     return {
-        "real": real.peak_bytes + x.nbytes,
+        "real": real.peak_bytes + existing,
         "predicted": predicted.peak_bytes,
         "real_total": sum(e for e in real.events if e > 0),
         "predicted_total": sum(e for op in planned for e in op if e > 0),

@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
 }
 """Rules by target."""
 
-VERIFIED = frozenset({("2.13.0", "AVX512")})
+VERIFIED = frozenset({("2.13.0", "AVX512"), ("2.13.0", "AVX2")})
 """PyTorch version and instruction set for which `benchmarks/eager_truth.py` was run, on one and two threads."""
 
 VERIFIED_THREADS = 2

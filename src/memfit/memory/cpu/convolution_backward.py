@@ -141,7 +141,7 @@ def reduction(machine: Machine, shape: Shape, wr: int, bias: bool) -> int:
         return (n - 1) * (wr + (F32 * padded + SLACK if bias else 0)) + SLACK
     total = 0
     if bias and shape.outputs <= lanes and machine.threads > 1 and shape.batch > 1:
-        total += 3 * PAGE + 64 * (min(machine.threads, shape.batch) - 1)
+        total += 3 * PAGE + F32 * lanes * (min(machine.threads, shape.batch) - 1)
     if pointwise(shape) and shape.groups == 1:
         n = pointwise_split(machine, shape)
         if n > 1:
