@@ -211,7 +211,7 @@ def test_a_machine_that_was_not_verified_is_named() -> None:
     assert "NEON" in first
     assert "2.13.0" in first
     assert "8" in second
-    assert VERIFIED == {("2.13.0", "AVX512"), ("2.13.0", "AVX2")}
+    assert {("2.13.0", "AVX512"), ("2.13.0", "AVX2")} == VERIFIED
 
 
 @pytest.mark.parametrize("target", sorted(RULES))
