@@ -183,6 +183,29 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.features[0].weight.grad is None
 
 
+def test_caches_that_forward_fills_are_emptied_again() -> None:
+    class Caches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.by_size: dict[int, Tensor] = {}
+            self.seen: list[Tensor] = []
+            self.last: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) not in self.by_size:
+                self.by_size[len(x)] = self.fc.weight.sum(0)
+            self.seen.append(x)
+            self.last = self.fc(x) + self.by_size[len(x)]
+            return self.last
+
+    model = Caches()
+    x = torch.randn(2, 4)
+    capture_module(model, (x,))
+    assert (model.by_size, model.seen, model.last) == ({}, [], None)
+    assert torch.equal(model(x), model.fc(x) + model.fc.weight.sum(0))
+
+
 def test_weights_are_never_allocated() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(1 << 17, 1 << 17), nn.ReLU(), nn.Linear(1 << 17, 10))

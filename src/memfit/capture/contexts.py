@@ -14,15 +14,27 @@ from memfit.capture.phantom import like
 from memfit.capture.recording import tensors_in
 from memfit.capture.tracer import Tracer
 
+_OWN = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
 
 @contextmanager
 def unchanged(tracer: Tracer) -> Iterator[None]:
-    """Put back every attribute, parameter and buffer that the capture or the model's own forward replaced."""
-    kept = [
-        (members, dict(members))
-        for _, module in tracer.modules
-        for members in (vars(module), module._parameters, module._buffers)
-    ]
+    """Put back every attribute, parameter and buffer that the capture or the model's own forward replaced.
+
+    So too what a module keeps in a dict or list of its own: a cache filled here would hold tensors without bytes.
+    """
+    kept: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    lists: list[tuple[list[Any], list[Any]]] = []
+    for _, module in tracer.modules:
+        attributes = vars(module)
+        kept += [(members, dict(members)) for members in (attributes, module._parameters, module._buffers)]
+        for name in attributes.keys() - _OWN:
+            value = attributes[name]
+            if isinstance(value, dict):
+                kept.append((value, dict(value)))
+            elif isinstance(value, list):
+                lists.append((value, list(value)))
     try:
         yield
     finally:
@@ -30,6 +42,9 @@ def unchanged(tracer: Tracer) -> Iterator[None]:
             if len(members) != len(before) or not all(map(operator.is_, members.values(), before.values())):
                 members.clear()
                 members.update(before)
+        for items, earlier in lists:
+            if len(items) != len(earlier) or not all(map(operator.is_, items, earlier)):
+                items[:] = earlier
 
 
 def set_mode(tracer: Tracer, training: bool) -> None:
