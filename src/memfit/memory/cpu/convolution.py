@@ -260,7 +260,7 @@ def backend_of(machine: Machine, x: Tensor, w: Tensor, settings: tuple[Any, ...]
     wide = x.shape[0] >= 16 or any(n != 1 for n in (*stride, *dilation, *kernel))
     large = groups > 1 or (len(kernel) > 1 and min(kernel) > 3) or x.shape[0] > 1 or math.prod(x.shape) > 20480
     if (wide or machine.threads > 1) and large:
-        return "???" if transposed else "Mkldnn"
+        return "MkldnnTranspose" if transposed else "Mkldnn"
     if any(d != 1 for d in dilation):
         return "SlowDilated2d"
     return "SlowTranspose2d" if transposed else "Slow2d"

@@ -34,8 +34,8 @@ from memfit.memory.cpu.convolution_backward import (
 )
 from memfit.memory.cpu.machine import F32, Machine, suggests_last
 
-BACKENDS = frozenset({"MkldnnTranspose", "???"})
-"""ATen gives the transposed oneDNN backend no name in Python, and reads `???`."""
+BACKEND = "MkldnnTranspose"
+"""ATen's name of the transposed oneDNN kernel."""
 
 
 def transposed_forward(machine: Machine, op: Op) -> list[int] | None:
@@ -43,7 +43,7 @@ def transposed_forward(machine: Machine, op: Op) -> list[int] | None:
     x, weight, bias, stride, padding, dilation, _, _, groups = op.args[:9]
     tensors = machine.tensors
     tx, tw, ty = tensors[x], tensors[weight], tensors[op.outputs[0]]
-    if op.attrs.get("backend") not in BACKENDS or not machine.lanes or len(tx.shape) != 4:
+    if op.attrs.get("backend") != BACKEND or not machine.lanes or len(tx.shape) != 4:
         return None
     last = suggests_last(tx) or suggests_last(tw)
     shape = shape_of(ty.shape, tx.shape, tw.shape, (stride, padding, dilation, groups), last)
@@ -90,7 +90,7 @@ def transposed_backward(machine: Machine, op: Op) -> list[int] | None:
     tensors = machine.tensors
     tg, tx, tw = tensors[gradient], tensors[x], tensors[weight]
     backend = op.attrs.get("backend") or backend_of(machine, tx, tw, op.args[4:10])
-    if backend not in BACKENDS or not machine.lanes or suggests_last(tx) or suggests_last(tw) or groups != 1:
+    if backend != BACKEND or not machine.lanes or suggests_last(tx) or suggests_last(tw) or groups != 1:
         return None
     shape = shape_of(tg.shape, tx.shape, tw.shape, (stride, padding, dilation, groups), False)
     if by_gemm(machine, shape) or weights_by_gemm(machine, shape):
