@@ -15,6 +15,7 @@ from torch.nn import functional
 from memfit.capture.allocations import measure, measure_each
 from memfit.capture.cpu_probe import probe
 from memfit.capture.torch_trace import capture_module, default_loss, environment
+from memfit.capture.tracer import conv_backend
 from memfit.graph.model import Graph, Op, Ref, Storage, StorageKind, Symbol, Tensor
 from memfit.memory.cpu_workspaces import VERIFIED, events
 from memfit.memory.eager import timeline
@@ -69,7 +70,7 @@ def graph_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     outputs = tuple(add(t) for t in ((result,) if isinstance(result, torch.Tensor) else result) if t is not None)
     attrs = {}
     if func is aten.convolution.default:
-        attrs["backend"] = str(torch._C._select_conv_backend(*args)).rpartition(".")[2]
+        attrs["backend"] = conv_backend(args)
     op = Op(0, "op", str(func), inputs, outputs, attrs, 0, args=recorded, kwargs=recorded_kwargs)
     return Graph(tuple(storages), tuple(tensors), (op,), (), (), (), environment=environment())
 

@@ -296,7 +296,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if computed:
                     self._known.add(sid)
             outputs.append(self.tensor_id(tensor))
-        backend = _conv_backend(args) if func is aten.convolution.default else None
+        backend = conv_backend(args) if func is aten.convolution.default else None
         self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs), backend=backend)
         return result
 
@@ -405,7 +405,7 @@ def _is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
-def _conv_backend(args: tuple[Any, ...]) -> str:
+def conv_backend(args: tuple[Any, ...]) -> str:
     """Name the kernel family that PyTorch would choose for this convolution."""
     x, w, bias, stride, padding, dilation, transposed, output_padding, groups = args
     backend = torch._C._select_conv_backend(x, w, bias, stride, padding, dilation, transposed, output_padding, groups)
