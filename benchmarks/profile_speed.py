@@ -31,8 +31,8 @@ import torch; torch.set_num_threads(1)
 import torchvision, torchinfo
 torchinfo.summary(torchvision.models.{name}(), (1, 3, 224, 224), depth=9)
 """
-# torchvision's binary may not load beside a CPU build of PyTorch; both sides then get the same missing schemas.
-SHIM = "from memfit.capture.shim import import_torchvision; import_torchvision()"
+# torchvision's binary may not load beside a CPU build of PyTorch; its missing schemas are defined for this side too.
+SHIM = "from memfit.capture.shim import define_missing_torchvision_schemas as d; d()"
 
 
 def median_ms(run: Callable[[int], object], count: int) -> float:

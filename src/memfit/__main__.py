@@ -1,8 +1,6 @@
 """`python -m memfit` is the command line."""
 
-import sys
-
-from memfit.cli.main import main
+from memfit.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
