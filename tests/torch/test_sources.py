@@ -55,8 +55,8 @@ def test_torchvision_builds_without_weights() -> None:
     assert sum(p.numel() for p in source.model.parameters()) == 11_689_512
     assert all(is_phantom(p) for p in source.model.parameters())
     assert source.specs == (InputSpec((1, 3, 224, 224), "float32", "input"),)
-    assert source.example_args[0].shape == (1, 3, 224, 224)
-    assert source.input_names == ("input",)
+    assert source.example().args[0].shape == (1, 3, 224, 224)
+    assert source.example().names == ("input",)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_dtype_is_that_of_weights_and_inputs() -> None:
     source = load("torchvision:resnet18", dtype="bf16")
     assert source.model is not None
     assert {p.dtype for p in source.model.parameters()} == {torch.bfloat16}
-    assert source.example_args[0].dtype is torch.bfloat16
+    assert source.example().args[0].dtype is torch.bfloat16
 
 
 def test_transformers_from_a_file_or_its_folder(tmp_path: Path) -> None:

@@ -24,8 +24,6 @@ class Allocations:
     """Signed sizes in time order, frees negative."""
     peak_bytes: int
     """Highest running sum; what existed before the call counts as nothing."""
-    net_bytes: int
-    """What the call left allocated."""
 
 
 def measure(run: Callable[[], object], *, warm_up: int = 1) -> Allocations:
@@ -54,12 +52,7 @@ def measure(run: Callable[[], object], *, warm_up: int = 1) -> Allocations:
     for change in events:
         total += change
         peak = max(peak, total)
-    return Allocations(events, peak, total)
-
-
-def peak_of(run: Callable[[], object], *, warm_up: int = 1) -> int:
-    """Give only the peak, in bytes over what existed before the call."""
-    return measure(run, warm_up=warm_up).peak_bytes
+    return Allocations(events, peak)
 
 
 def measure_each(runs: Iterable[Callable[[], object] | None]) -> list[tuple[int, ...] | None]:

@@ -8,7 +8,7 @@ position indices on tensors, and need the values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import pairwise
 from types import FrameType
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfit.capture.phantom import dense, is_phantom, like, numel, phantom, run_on_meta
+from memfit.capture.recording import tensors_in
 from memfit.capture.worst_case import LIBRARIES, guarded_reads, model_frame
 from memfit.errors import DataDependentError
 from memfit.units import format_shape
@@ -105,7 +106,7 @@ def _shaped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None and device.type != "cpu":
         return func(*args, **kwargs)
-    if any(t.device.type != "cpu" for t in _tensors_in(args)):
+    if any(t.device.type != "cpu" for t in tensors_in(args)):
         return func(*args, **kwargs)
     return run_on_meta(func, args, {**kwargs, "device": torch.device("meta")} if _takes_device(func) else kwargs)
 
@@ -166,7 +167,7 @@ def _native(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Answer an operation that needs values: truly, or for PyTorch's and libraries' initialisers with False."""
-    unknown = next((t for t in _tensors_in(args) if _is_unknown(t)), None)
+    unknown = next((t for t in tensors_in(args) if _is_unknown(t)), None)
     if unknown is None:
         return func(*args, **kwargs)
     frame = model_frame()
@@ -203,7 +204,7 @@ def _mutation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if is_phantom(target):
         return target if len(func._schema.returns) == 1 else run_on_meta(func, args, kwargs)
-    if func._schema.name in _RANDOM_WRITES or any(_is_unknown(t) for t in _tensors_in((args, kwargs))):
+    if func._schema.name in _RANDOM_WRITES or any(_is_unknown(t) for t in tensors_in((args, kwargs))):
         elements = target.untyped_storage().nbytes() // target.element_size()
         if elements == target.numel():
             shape, strides = tuple(target.shape), target.stride()
@@ -214,7 +215,7 @@ def _mutation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute what is small and known; answer the rest by shape."""
-    tensors = list(_tensors_in((args, kwargs)))
+    tensors = list(tensors_in((args, kwargs)))
     unknown = False
     for tensor in tensors:
         if tensor.device.type != "cpu":
@@ -239,7 +240,7 @@ def _result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         answer = run_on_meta(func, args, kwargs if tensors else {**kwargs, "device": torch.device("meta")})
     except (NotImplementedError, TypeError, RuntimeError):
         return func(*args, **kwargs)  # no meta kernel, or not one for these arguments: the real one says what is wrong
-    return answer if sum(t.numel() for t in _tensors_in((answer,))) > REAL_LIMIT else func(*args, **kwargs)
+    return answer if sum(t.numel() for t in tensors_in((answer,))) > REAL_LIMIT else func(*args, **kwargs)
 
 
 _SAME_SHAPE_MASKS = {aten.lt.Scalar, aten.gt.Scalar, aten.le.Scalar, aten.ge.Scalar, aten.bitwise_or.Tensor}
@@ -271,11 +272,3 @@ def _same_shape(args: tuple[Any, ...]) -> bool:
 
 def _is_unknown(tensor: Tensor) -> bool:
     return tensor.device.type == "meta" or (tensor.device.type == "cpu" and is_phantom(tensor))
-
-
-def _tensors_in(values: Any) -> Iterable[Tensor]:
-    for value in values.values() if isinstance(values, dict) else values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple | dict):
-            yield from _tensors_in(value)

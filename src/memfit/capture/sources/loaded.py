@@ -58,21 +58,6 @@ class LoadedSource:
     loss: Callable[[Any], Tensor] | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def example_args(self) -> tuple[Any, ...]:
-        """Positional arguments of the default example."""
-        return self.example().args
-
-    @property
-    def example_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the default example."""
-        return self.example().kwargs
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the tensors in the default example."""
-        return self.example().names
-
     def example(
         self, inputs: Sequence[str | InputSpec] = (), *, batch: int | None = None, training: bool = False
     ) -> Example:

@@ -57,13 +57,12 @@ class Shape(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One forward convolution: its numbers, operands, and the bytes of its output."""
+    """One forward convolution: its numbers and operands."""
 
     shape: Shape
     x: Tensor
     weight: Tensor
     bias: bool
-    y_bytes: int
 
 
 def shape_of(
@@ -175,7 +174,7 @@ def forward(machine: Machine, op: Op) -> list[int] | None:
     tx, tw, ty = tensors[x], tensors[weight], tensors[op.outputs[0]]
     last = suggests_last(tx) or suggests_last(tw)
     shape = shape_of(tx.shape, ty.shape, tw.shape, (stride, padding, dilation, groups), last)
-    return rule(machine, Call(shape, tx, tw, bias is not None, machine.storages[ty.storage].nbytes))
+    return rule(machine, Call(shape, tx, tw, bias is not None))
 
 
 def copies(last: bool, *tensors: Tensor) -> list[int]:
