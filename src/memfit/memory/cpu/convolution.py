@@ -57,12 +57,13 @@ class Shape(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One forward convolution: its numbers and operands."""
+    """One forward convolution: its numbers, operands, and the bytes of its output."""
 
     shape: Shape
     x: Tensor
     weight: Tensor
     bias: bool
+    y_bytes: int
 
 
 def shape_of(
@@ -174,7 +175,7 @@ def forward(machine: Machine, op: Op) -> list[int] | None:
     tx, tw, ty = tensors[x], tensors[weight], tensors[op.outputs[0]]
     last = suggests_last(tx) or suggests_last(tw)
     shape = shape_of(tx.shape, ty.shape, tw.shape, (stride, padding, dilation, groups), last)
-    return rule(machine, Call(shape, tx, tw, bias is not None))
+    return rule(machine, Call(shape, tx, tw, bias is not None, machine.storages[ty.storage].nbytes))
 
 
 def copies(last: bool, *tensors: Tensor) -> list[int]:
