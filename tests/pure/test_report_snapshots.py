@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_report_samples import SAMPLES, add_up, layers, modules
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Profile, Result
 from memfit.report import RENDERERS, markdown, notebook, png, table
 
 FOLDER = Path(__file__).parent / "snapshots"
@@ -158,7 +158,7 @@ def test_a_long_png_draws_the_largest_rows() -> None:
 
 
 def test_a_notebook_shows_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Profile, "html", None)
+    monkeypatch.setattr(Result, "html", None)
     assert layers()._repr_html_() is None
     notebook.register()
     html = layers()._repr_html_() or ""

@@ -23,11 +23,11 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Where a network's memory goes, row by row, under one memory model.
+class Result:
+    """What a command found, row by row; each command has its own kind.
 
     >>> row = {"name": "fc", "type": "linear", "peak_bytes": 4096}
-    >>> profile = Profile(
+    >>> result = Profile(
     ...     source="net.py:make",
     ...     inputs=({"name": "x", "shape": (1, 8), "dtype": "float32"},),
     ...     per="layer",
@@ -39,18 +39,18 @@ class Profile:
     ...     notes=(),
     ...     environment={},
     ... )
-    >>> list(profile.to_dict())[:5]
+    >>> list(result.to_dict())[:5]
     ['memfit', 'command', 'source', 'inputs', 'memory']
     """
 
     source: str
-    """What was profiled, as the user named it."""
+    """What was looked at, as the user named it."""
     inputs: tuple[dict[str, Any], ...]
     """Each input's `name`, `shape` and `dtype`."""
     per: str
-    """What a row is: layer, block, module, op or tensor."""
-    memory: str
-    """The memory model that every memory figure comes from."""
+    """What a row is: layer, block, module, op, tensor, model or category."""
+    memory: str | None
+    """The memory model that every memory figure comes from; None where none is involved."""
     training: bool
     device: str
     rows: tuple[dict[str, Any], ...]
@@ -62,8 +62,8 @@ class Profile:
     """What the figures depend on: versions, threads, instruction set."""
     selection: Selection | None = None
 
-    command: ClassVar[str] = "profile"
-    html: ClassVar[Callable[[Profile], str] | None] = None
+    command: ClassVar[str] = ""
+    html: ClassVar[Callable[[Result], str] | None] = None
     """The notebook's renderer, which the floors above put here; None leaves the notebook to `repr`."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,9 +81,14 @@ class Profile:
             "rows": _plain(self.rows),
             "totals": _plain(self.totals),
             "hidden": {"rows": chosen.hidden_rows, **chosen.hidden} if chosen and chosen.hidden_rows else None,
+            **_plain(self.further()),
             "notes": list(self.notes),
             "environment": _plain(self.environment),
         }
+
+    def further(self) -> dict[str, Any]:
+        """Give what this kind of result has in JSON beyond the contract's common entries."""
+        return {}
 
     def to_pandas(self) -> Any:
         """Give the rows as a pandas DataFrame, whose `attrs` name the source and the memory model.
@@ -96,7 +101,7 @@ class Profile:
         except ImportError:
             raise MissingExtra(
                 "pandas is not installed",
-                where="Profile.to_pandas",
+                where=f"{type(self).__name__}.to_pandas",
                 todo="pip install 'memfit[notebook]'",
             ) from None
         frame = pandas.DataFrame.from_records(list(self.rows))
@@ -106,6 +111,49 @@ class Profile:
     def _repr_html_(self) -> str | None:
         render = type(self).html
         return None if render is None else render(self)
+
+
+@dataclass(frozen=True)
+class Profile(Result):
+    """Where a network's memory goes, row by row, under one memory model."""
+
+    command: ClassVar[str] = "profile"
+
+
+@dataclass(frozen=True)
+class Benchmark(Result):
+    """How long a network takes, row by row, and how sure that is. Times are in milliseconds."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was measured: warm-up and timed iterations, mode, dtype, memory format, threads."""
+    sweep: tuple[dict[str, Any], ...] = ()
+    """One entry per batch size where several were asked for."""
+    comparison: dict[str, Any] | None = None
+    """What it is compared with, where it is."""
+
+    command: ClassVar[str] = "bench"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings, the sweep and the comparison."""
+        return {"settings": self.settings, "sweep": self.sweep, "comparison": self.comparison}
+
+
+@dataclass(frozen=True)
+class TrainingStep(Result):
+    """What one step of training needs, by category, whether it fits, and what would help. Sizes are in bytes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What is predicted: batch, optimizer, autocast, accumulation, checkpointing, the allocator's settings."""
+    timeline: dict[str, Any] = field(default_factory=dict)
+    """Bytes by category over the step: `ops`, and one list of figures per category."""
+    advice: tuple[dict[str, Any], ...] = ()
+    """What would help, the most helpful first: `name`, `peak_reserved_bytes`, `saves_bytes`, `fits`."""
+
+    command: ClassVar[str] = "train"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings, the timeline and the advice."""
+        return {"settings": self.settings, "timeline": self.timeline, "advice": self.advice}
 
 
 def _plain(value: Any) -> Any:

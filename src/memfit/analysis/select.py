@@ -1,4 +1,4 @@
-"""Choose rows and columns of a profile; its totals stay those of the whole network."""
+"""Choose rows and columns of a result; its totals stay those of the whole network."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from memfit.analysis.result import Profile, Selection
+from memfit.analysis.result import Result, Selection
 from memfit.errors import UsageError
 from memfit.units import format_bytes, format_count, format_shape, parse_bytes
 
 Row = dict[str, Any]
+Kind = TypeVar("Kind", bound=Result)
 
 ADDITIVE = frozenset(
     {
@@ -45,24 +46,24 @@ _CONDITION = re.compile(r"\s*([A-Za-z_]\w*)\s*(!=|<=|>=|==|=|<|>|~)\s*(.*?)\s*",
 _NULL = frozenset({"", "none", "null"})
 
 
-def is_additive(profile: Profile, column: str) -> bool:
+def is_additive(result: Result, column: str) -> bool:
     """Tell whether the column's rows sum to the total; a module's row contains its children's, so none does there."""
-    return column in ADDITIVE and profile.per != "module"
+    return column in ADDITIVE and result.per != "module"
 
 
 def select(
-    profile: Profile,
+    result: Kind,
     *,
     sort: str | None = None,
     top: int | None = None,
     where: Iterable[str] = (),
     columns: Sequence[str] | None = None,
     depth: int | None = None,
-) -> Profile:
+) -> Kind:
     """Choose rows and columns: first `depth`, then `where`, `sort`, `top` and `columns`.
 
     >>> rows = ({"name": "a", "macs": 3}, {"name": "b", "macs": 9}, {"name": "c", "macs": 5})
-    >>> whole = Profile("net", (), "layer", "ideal", False, "cpu", rows, {"macs": 17}, (), {})
+    >>> whole = Result("net", (), "layer", "ideal", False, "cpu", rows, {"macs": 17}, (), {})
     >>> part = select(whole, sort="macs", top=2)
     >>> [row["name"] for row in part.rows], part.selection.hidden
     (['b', 'c'], {'macs': 3})
@@ -70,7 +71,7 @@ def select(
     ('shown: 2 of 3 rows; macs 14 of 17',)
 
     Args:
-        profile: the whole.
+        result: the whole.
         sort: a column; numbers fall and text rises, a leading `-` or `+` makes either fall or rise. Nulls come last.
         top: keep that many rows.
         where: conditions such as `type=conv2d`, `peak_bytes>=100KiB`, `name~^features`, all of which must hold.
@@ -81,15 +82,15 @@ def select(
         UsageError: an unknown column, a condition that cannot be read, or a count below one.
     """
     where = tuple(where)
-    rows, notes = profile.rows, list(profile.notes)
+    rows, notes = result.rows, list(result.notes)
     known = tuple(dict.fromkeys(key for row in rows for key in row))
     if depth is not None:
         _at_least_one("--depth", depth)
-        if profile.per != "module":
+        if result.per != "module":
             rows = _grouped(rows, depth)
             notes.append(f"rows joined by the first {depth} parts of their path; a peak is the largest of its rows'")
     whole = rows
-    if depth is not None and profile.per == "module":
+    if depth is not None and result.per == "module":
         rows = tuple(row for row in rows if (row.get("depth") or 0) <= depth)
     for text in where:
         matched = _matching(rows, text, known)
@@ -108,12 +109,12 @@ def select(
     else:
         shown_columns = known
 
-    before = profile.selection or Selection()
+    before = result.selection or Selection()
     hidden = {column: total for column, total in before.hidden.items() if column in shown_columns}
     if len(rows) < len(whole):
         kept = {id(row) for row in rows}
         left_out = [row for row in whole if id(row) not in kept]
-        additive = [column for column in shown_columns if is_additive(profile, column)]
+        additive = [column for column in shown_columns if is_additive(result, column)]
         for column in additive:
             if (total := _sum(left_out, column)) is not None:
                 hidden[column] = hidden.get(column, 0) + total
@@ -123,7 +124,7 @@ def select(
     else:
         rows_shown = rows
     return replace(
-        profile,
+        result,
         rows=rows_shown,
         notes=tuple(notes),
         selection=Selection(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from memfit.analysis.result import Profile
+    from memfit.analysis.result import Result
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,7 +80,7 @@ def split_columns(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def deliver(result: Profile, output: Output, *, also_written: Sequence[Path] = ()) -> None:
+def deliver(result: Result, output: Output, *, also_written: Sequence[Path] = ()) -> None:
     """Write the files, print the result, and name the files on stderr.
 
     Files come first, so that a reader who closes the pipe early loses none.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report import csv, json, markdown, png, table
 
 
 class Renderer(NamedTuple):
     """One report format."""
 
-    render: Callable[[Profile, IO[Any]], None]
+    render: Callable[[Result, IO[Any]], None]
     suffix: str
     """The file name's ending that asks for it."""
     binary: bool = False

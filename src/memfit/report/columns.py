@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.analysis.select import ADDITIVE
 from memfit.units import format_bytes, format_count, format_shape
 
@@ -80,6 +80,9 @@ MEMORY_COLUMNS: dict[str, str] = {
 }
 """The column a memory model is about; for every other model it is the peak."""
 
+MAIN_COLUMNS: dict[str, str] = {}
+"""The column that a command's results are about, where no memory model says it."""
+
 _FIGURES = ("peak_bytes", "saved_bytes", "allocated_bytes", "activation_bytes", "bytes", "macs", "params", "elements")
 
 
@@ -109,39 +112,40 @@ def cell(key: str, value: Any) -> str:
     return "" if value is None else column(key).cell(value)
 
 
-def label(profile: Profile, key: str) -> str:
+def label(result: Result, key: str) -> str:
     """Name a column; a memory figure's label says which model it is of."""
     known = column(key)
-    return f"{known.label} ({profile.memory})" if known.modelled else known.label
+    return f"{known.label} ({result.memory})" if known.modelled else known.label
 
 
-def keys(profile: Profile) -> tuple[str, ...]:
+def keys(result: Result) -> tuple[str, ...]:
     """List every column of the rows: as asked for, or in the order of COLUMNS with unknown ones before the sizes."""
-    if profile.selection and profile.selection.columns is not None:
-        return profile.selection.columns
-    present = dict.fromkeys(key for row in profile.rows for key in row)
+    if result.selection and result.selection.columns is not None:
+        return result.selection.columns
+    present = dict.fromkeys(key for row in result.rows for key in row)
     sizes = [key for key in COLUMNS if key in present and COLUMNS[key].modelled]
     known = [key for key in COLUMNS if key in present and not COLUMNS[key].modelled]
     return (*known, *(key for key in present if key not in COLUMNS), *sizes)
 
 
-def filled(profile: Profile) -> tuple[str, ...]:
+def filled(result: Result) -> tuple[str, ...]:
     """List the columns worth showing to people: all asked for, or those with at least one value."""
-    if profile.selection and profile.selection.columns is not None:
-        return profile.selection.columns
-    return tuple(key for key in keys(profile) if any(row.get(key) is not None for row in profile.rows))
+    if result.selection and result.selection.columns is not None:
+        return result.selection.columns
+    return tuple(key for key in keys(result) if any(row.get(key) is not None for row in result.rows))
 
 
-def figure(profile: Profile) -> str | None:
+def figure(result: Result) -> str | None:
     """Name the column that the report is about: the memory model's own, or else the first figure there is."""
-    shown = [key for key in keys(profile) if any(_is_number(row.get(key)) for row in profile.rows)]
-    wanted = (MEMORY_COLUMNS.get(profile.memory, "peak_bytes"), *_FIGURES)
+    shown = [key for key in keys(result) if any(_is_number(row.get(key)) for row in result.rows)]
+    own = MAIN_COLUMNS.get(result.command) or MEMORY_COLUMNS.get(result.memory or "", "peak_bytes")
+    wanted = (own, *_FIGURES)
     return next((key for key in wanted if key in shown), shown[0] if shown else None)
 
 
-def values(profile: Profile, key: str) -> list[float]:
+def values(result: Result, key: str) -> list[float]:
     """Give a column's figures, one per row; a null has no length to draw."""
-    numbers = (row.get(key) for row in profile.rows)
+    numbers = (row.get(key) for row in result.rows)
     return [float(number) if isinstance(number, int | float) else 0.0 for number in numbers]
 
 
@@ -149,16 +153,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def peak_row(profile: Profile) -> int | None:
+def peak_row(result: Result) -> int | None:
     """Find the row at which the network's peak is, where it is shown."""
-    place = profile.totals.get("peak_at")
+    place = result.totals.get("peak_at")
     if place is None:
         return None
-    names = [str(row.get("name")) for row in profile.rows]
+    names = [str(row.get("name")) for row in result.rows]
     if place in names:
         return names.index(place)
-    for index, row in enumerate(profile.rows):  # rows joined to a shorter path
-        if place.startswith(f"{names[index]}.") and row.get("peak_bytes") == profile.totals.get("peak_bytes"):
+    for index, row in enumerate(result.rows):  # rows joined to a shorter path
+        if place.startswith(f"{names[index]}.") and row.get("peak_bytes") == result.totals.get("peak_bytes"):
             return index
     return None
 
@@ -176,14 +180,14 @@ def shorten(text: str, width: int) -> str:
     return text[:head] + "…" + (text[-tail:] if tail else "")
 
 
-def summary_rows(profile: Profile, shown: Sequence[str]) -> list[tuple[str, Row]]:
+def summary_rows(result: Result, shown: Sequence[str]) -> list[tuple[str, Row]]:
     """Give the lines below the rows: what the rows left out sum to, then the whole."""
     lines: list[tuple[str, Row]] = []
-    chosen = profile.selection
+    chosen = result.selection
     if chosen and chosen.hidden:  # modules left out have no sums: they are inside rows that are shown
         count = chosen.hidden_rows
         lines.append((f"other {format_count(count)} row{'s' if count > 1 else ''}", chosen.hidden))
-    totals = {key: profile.totals[key] for key in shown if key in profile.totals and key in ADDITIVE}
+    totals = {key: result.totals[key] for key in shown if key in result.totals and key in ADDITIVE}
     if totals:
         lines.append(("total", totals))
     return lines

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 from typing import IO, Any
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report.columns import keys
 from memfit.units import format_shape
 
 
-def render(profile: Profile, stream: IO[str]) -> None:
+def render(result: Result, stream: IO[str]) -> None:
     """Write a header with the JSON contract's keys and one line per row; a null is empty, shapes read 1x3x224x224."""
-    shown = keys(profile)
+    shown = keys(result)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*shown, "memory"])
-    for row in profile.rows:
-        writer.writerow([*(_raw(row.get(key)) for key in shown), profile.memory])
+    for row in result.rows:
+        writer.writerow([*(_raw(row.get(key)) for key in shown), result.memory])
 
 
 def _raw(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.errors import MissingExtra, OutputError, UsageError
 from memfit.report import RENDERERS, Renderer
 
@@ -99,7 +99,7 @@ def check_target(path: Path, *, force: bool) -> None:
         )
 
 
-def write(profile: Profile, path: Path, *, force: bool) -> None:
+def write(result: Result, path: Path, *, force: bool) -> None:
     """Write one report in the format that its suffix picks; a failure leaves what was there before.
 
     Raises:
@@ -112,10 +112,10 @@ def write(profile: Profile, path: Path, *, force: bool) -> None:
     try:
         if renderer.binary:
             with part.open("xb") as stream:
-                renderer.render(profile, stream)
+                renderer.render(result, stream)
         else:
             with part.open("x", encoding="utf-8", newline="") as text:
-                renderer.render(profile, text)
+                renderer.render(result, text)
         if target.exists():
             check_target(path, force=force)
             shutil.copymode(target, part)

@@ -1,10 +1,14 @@
-"""The sentences around a table: what it shows, and the totals in words."""
+"""The sentences around a table: what it shows, and the totals in words.
+
+Each command may speak in its own way; one without a voice of its own speaks as `profile` does.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report.columns import COLUMNS, figure, label
 from memfit.units import format_bytes, format_shape
 
@@ -16,75 +20,85 @@ _LABELS = {
 }
 
 
-def inputs(profile: Profile) -> str:
+def inputs(result: Result) -> str:
     """Write the inputs; a single one needs no name."""
-    named = len(profile.inputs) > 1
+    named = len(result.inputs) > 1
     return ", ".join(
         (f"{entry['name']}=" if named else "") + f"{format_shape(tuple(entry['shape']))} {entry['dtype']}"
-        for entry in profile.inputs
+        for entry in result.inputs
     )
 
 
-def setting(profile: Profile) -> str:
+def setting(result: Result) -> str:
     """Say under which conditions the figures hold.
 
     >>> x = {"name": "x", "shape": (1, 8), "dtype": "int8"}
-    >>> setting(Profile("net", (x,), "op", "eager", True, "cpu", (), {}, (), {}))
+    >>> setting(Result("net", (x,), "op", "eager", True, "cpu", (), {}, (), {}))
     '1x8 int8 · training · cpu · per op'
     """
-    parts = [inputs(profile), "training" if profile.training else "inference", profile.device, f"per {profile.per}"]
-    return " · ".join(part for part in parts if part)
+    voice = VOICES.get(result.command)
+    conditions = voice.conditions(result) if voice else _conditions(result)
+    return " · ".join(part for part in (inputs(result), *conditions) if part)
 
 
-def title(profile: Profile) -> str:
+def _conditions(result: Result) -> list[str]:
+    return ["training" if result.training else "inference", result.device, f"per {result.per}"]
+
+
+def title(result: Result) -> str:
     """Say what is shown."""
-    return " · ".join(part for part in (profile.source, setting(profile)) if part)
+    return " · ".join(part for part in (result.source, setting(result)) if part)
 
 
-def peak(profile: Profile) -> str | None:
+def peak(result: Result) -> str | None:
     """State the memory model's own total in one phrase, with its place where it has one.
 
-    >>> peak(Profile("net", (), "op", "ideal", False, "cpu", (), {"peak_bytes": 4096, "peak_at": "fc"}, (), {}))
+    >>> peak(Result("net", (), "op", "ideal", False, "cpu", (), {"peak_bytes": 4096, "peak_at": "fc"}, (), {}))
     'peak (ideal) 4.0 KiB at fc'
     """
-    if profile.totals.get("peak_bytes") is not None:
-        place = profile.totals.get("peak_at")
-        return f"{label(profile, 'peak_bytes')} {format_bytes(profile.totals['peak_bytes'])}" + (
+    if result.totals.get("peak_bytes") is not None:
+        place = result.totals.get("peak_at")
+        return f"{label(result, 'peak_bytes')} {format_bytes(result.totals['peak_bytes'])}" + (
             f" at {place}" if place else ""
         )
-    key = figure(profile)
-    if key is None or profile.totals.get(key) is None or not key.endswith("bytes"):
+    key = figure(result)
+    if key is None or result.totals.get(key) is None or not key.endswith("bytes"):
         return None
-    return f"{label(profile, key)} {format_bytes(profile.totals[key])} in all"
+    return f"{label(result, key)} {format_bytes(result.totals[key])} in all"
 
 
-def totals(profile: Profile) -> list[str]:
-    """Give the totals as short phrases, the memory model's own first."""
-    phrases = [first] if (first := peak(profile)) else []
+def totals(result: Result) -> list[str]:
+    """Give the totals as short phrases, the most important first."""
+    voice = VOICES.get(result.command)
+    return voice.totals(result) if voice else _totals(result)
+
+
+def _totals(result: Result) -> list[str]:
+    phrases = [first] if (first := peak(result)) else []
     for key in ("saved_bytes", "allocated_bytes"):
-        phrase = f"{label(profile, key)} {_size(profile, key)}"
-        if profile.totals.get(key) is not None and not (first or "").startswith(phrase):
+        phrase = f"{label(result, key)} {_size(result, key)}"
+        if result.totals.get(key) is not None and not (first or "").startswith(phrase):
             phrases.append(phrase)
-    phrases += [f"{name} {_size(profile, key)}" for key, name in _LABELS.items() if _has(profile, key)]
-    others = [key for key in profile.totals if key.endswith("_bytes") and key not in _LABELS and key not in COLUMNS]
+    phrases += [f"{name} {_size(result, key)}" for key, name in _LABELS.items() if _has(result, key)]
+    others = [key for key in result.totals if key.endswith("_bytes") and key not in _LABELS and key not in COLUMNS]
     phrases += [
-        f"{key.removesuffix('_bytes').replace('_', ' ')} {_size(profile, key)}" for key in others if _has(profile, key)
+        f"{key.removesuffix('_bytes').replace('_', ' ')} {_size(result, key)}" for key in others if _has(result, key)
     ]
     return phrases
 
 
-def environment(profile: Profile) -> str | None:
+def environment(result: Result) -> str | None:
     """List what the figures depend on; None where nothing is known."""
-    entries = [f"{key} {_scalar(value)}" for key, value in profile.environment.items() if not _nested(value)]
+    entries = [f"{key} {_scalar(value)}" for key, value in result.environment.items() if not _nested(value)]
     return ", ".join(entries) or None
 
 
-def _has(profile: Profile, key: str) -> bool:
-    return profile.totals.get(key) is not None
+def _has(result: Result, key: str) -> bool:
+    return result.totals.get(key) is not None
 
 
-def _size(profile: Profile, key: str) -> str:
-    return format_bytes(profile.totals[key]) if _has(profile, key) else ""
+def _size(result: Result, key: str) -> str:
+    return format_bytes(result.totals[key]) if _has(result, key) else ""
 
 
 def _scalar(value: Any) -> str:
@@ -93,3 +107,16 @@ def _scalar(value: Any) -> str:
 
 def _nested(value: Any) -> bool:
     return value is None or isinstance(value, dict | list | tuple)
+
+
+class Voice(NamedTuple):
+    """How a command's results speak."""
+
+    conditions: Callable[[Result], list[str]]
+    """Under which conditions the figures hold, after the inputs."""
+    totals: Callable[[Result], list[str]]
+    """The totals as short phrases, the most important first."""
+
+
+VOICES: dict[str, Voice] = {}
+"""Command → its voice."""

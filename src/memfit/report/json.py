@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import IO, Any
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 
 
-def render(profile: Profile, stream: IO[str]) -> None:
+def render(result: Result, stream: IO[str]) -> None:
     """Write one object, each row on a line of its own, so that two files compare line by line."""
-    entries = ",\n".join(f"  {_text(key)}: {_value(value)}" for key, value in profile.to_dict().items())
+    entries = ",\n".join(f"  {_text(key)}: {_value(value)}" for key, value in result.to_dict().items())
     stream.write(f"{{\n{entries}\n}}\n")
 
 

@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import IO
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report import headline
 from memfit.report.columns import cell, column, filled, label, peak_row, summary_rows
 
 
-def render(profile: Profile, stream: IO[str]) -> None:
+def render(result: Result, stream: IO[str]) -> None:
     """Write the table with its title above and its totals and notes below; the row of the peak is bold."""
-    shown = filled(profile)
-    stream.write(f"**{_escaped(profile.source)}** · {_escaped(headline.setting(profile))}\n\n")
-    if profile.rows and shown:
-        _line(stream, (_escaped(label(profile, key)) for key in shown))
+    shown = filled(result)
+    stream.write(f"**{_escaped(result.source)}** · {_escaped(headline.setting(result))}\n\n")
+    if result.rows and shown:
+        _line(stream, (_escaped(label(result, key)) for key in shown))
         _line(stream, ("---:" if column(key).right else ":---" for key in shown))
-        peak = peak_row(profile)
-        for index, row in enumerate(profile.rows):
+        peak = peak_row(result)
+        for index, row in enumerate(result.rows):
             cells = [_escaped(cell(key, row.get(key))) for key in shown]
             _line(stream, _bold(cells) if index == peak else cells)
-        for name, sums in summary_rows(profile, shown):
+        for name, sums in summary_rows(result, shown):
             _line(stream, _bold([name, *(cell(key, sums.get(key)) for key in shown[1:])]))
     else:
         stream.write("No rows.\n")
-    phrases = headline.totals(profile)
+    phrases = headline.totals(result)
     if phrases:
         stream.write(f"\n{_escaped(' · '.join(phrases))}\n")
-    remarks = [f"- {_escaped(note)}\n" for note in profile.notes]
-    around = headline.environment(profile)
+    remarks = [f"- {_escaped(note)}\n" for note in result.notes]
+    around = headline.environment(result)
     if around:
         remarks.append(f"- {_escaped(around)}\n")
     if remarks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report import headline
 from memfit.report.columns import cell, column, filled, label, peak_row, summary_rows
 
@@ -14,34 +14,34 @@ ROWS = 100
 _BOLD = ' style="font-weight:bold"'
 
 
-def html(profile: Profile) -> str:
-    """Give a profile as one HTML table, sized and coloured by the notebook's own style."""
-    shown = filled(profile)
-    peak = peak_row(profile)
-    head = "".join(_cell("th", key, label(profile, key)) for key in shown)
+def html(result: Result) -> str:
+    """Give a result as one HTML table, sized and coloured by the notebook's own style."""
+    shown = filled(result)
+    peak = peak_row(result)
+    head = "".join(_cell("th", key, label(result, key)) for key in shown)
     body = []
-    for index, row in enumerate(profile.rows[:ROWS]):
+    for index, row in enumerate(result.rows[:ROWS]):
         line = "".join(_cell("td", key, cell(key, row.get(key))) for key in shown)
         body.append(f"<tr{_BOLD if index == peak else ''}>{line}</tr>")
-    more = len(profile.rows) - ROWS
+    more = len(result.rows) - ROWS
     if more > 0:
         body.append(f'<tr><td colspan="{len(shown)}">… {more} more rows; to_pandas() has them all</td></tr>')
     foot = []
-    for name, sums in summary_rows(profile, shown):
+    for name, sums in summary_rows(result, shown):
         cells = [_cell("td", key, name if not i else cell(key, sums.get(key))) for i, key in enumerate(shown)]
         foot.append(f"<tr{_BOLD}>{''.join(cells)}</tr>")
-    remarks = [" · ".join(headline.totals(profile)), *(f"note: {note}" for note in profile.notes)]
+    remarks = [" · ".join(headline.totals(result)), *(f"note: {note}" for note in result.notes)]
     below = "".join(f"<div>{escape(remark)}</div>" for remark in remarks if remark)
     return (
-        f"<div><b>{escape(profile.source)}</b> · {escape(headline.setting(profile))}</div>"
+        f"<div><b>{escape(result.source)}</b> · {escape(headline.setting(result))}</div>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
         f"<tfoot>{''.join(foot)}</tfoot></table>{below}"
     )
 
 
 def register() -> None:
-    """Make notebooks show profiles as this table."""
-    Profile.html = staticmethod(html)
+    """Make notebooks show results as this table."""
+    Result.html = staticmethod(html)
 
 
 def _cell(tag: str, key: str, text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Result
 from memfit.report import headline
 from memfit.report.columns import (
     COLUMNS,
@@ -55,15 +55,15 @@ class _Field(NamedTuple):
         return max(map(len, (self.head, *self.cells, *self.foot)))
 
 
-def render(profile: Profile, stream: IO[str], *, width: int | None = None) -> None:
+def render(result: Result, stream: IO[str], *, width: int | None = None) -> None:
     """Write the table; colours only on a terminal, which also sets the width unless it is given."""
     from rich.console import Console
     from rich.text import Text
 
     terminal = stream.isatty()
     room = max(width or _terminal_width(stream), 20)
-    fields, left_out = _fit(_fields(profile), room, keep_all=_asked(profile))
-    bars = _bars(profile, room - _total(fields))
+    fields, left_out = _fit(_fields(result), room, keep_all=_asked(result))
+    bars = _bars(result, room - _total(fields))
 
     buffer = StringIO()
     console = Console(
@@ -76,17 +76,17 @@ def render(profile: Profile, stream: IO[str], *, width: int | None = None) -> No
         emoji=False,
         legacy_windows=False,
     )
-    for line in _wrapped(headline.title(profile).split(" · "), " · ", room):
+    for line in _wrapped(headline.title(result).split(" · "), " · ", room):
         console.print(Text(line, style="bold"), no_wrap=True, overflow="ignore", crop=False)
     console.print()
-    if fields and profile.rows:
-        console.print(_table(profile, fields, bars))
+    if fields and result.rows:
+        console.print(_table(result, fields, bars))
     else:
         console.print(Text("no rows", style="dim"))
     console.print()
-    for number, line in enumerate(_wrapped(headline.totals(profile), " · ", room)):
+    for number, line in enumerate(_wrapped(headline.totals(result), " · ", room)):
         console.print(Text(line, style="bold" if number == 0 else ""), no_wrap=True, overflow="ignore", crop=False)
-    for line in _remarks(profile, left_out, room):
+    for line in _remarks(result, left_out, room):
         console.print(Text(line, style="dim"), no_wrap=True, overflow="ignore", crop=False)
 
     text = "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
@@ -107,32 +107,32 @@ def _terminal_width(stream: IO[str]) -> int:
     return WIDTH
 
 
-def _asked(profile: Profile) -> bool:
-    return profile.selection is not None and profile.selection.columns is not None
+def _asked(result: Result) -> bool:
+    return result.selection is not None and result.selection.columns is not None
 
 
-def _fields(profile: Profile) -> list[_Field]:
-    shown = filled(profile)
-    below = summary_rows(profile, shown)
-    main = figure(profile)
+def _fields(result: Result) -> list[_Field]:
+    shown = filled(result)
+    below = summary_rows(result, shown)
+    main = figure(result)
     fields = []
     for index, key in enumerate(shown):
         known = column(key)
-        cells = [cell(key, row.get(key)) for row in profile.rows]
-        if key == "name" and _is_tree(profile):
-            cells = [_leaf(row) for row in profile.rows]
+        cells = [cell(key, row.get(key)) for row in result.rows]
+        if key == "name" and _is_tree(result):
+            cells = [_leaf(row) for row in result.rows]
         foot = [name if index == 0 else cell(key, sums.get(key)) for name, sums in below]
         importance = 99 if key == main else known.importance
-        fields.append(_Field(key, label(profile, key), cells, foot, known.right, importance))
+        fields.append(_Field(key, label(result, key), cells, foot, known.right, importance))
     return fields
 
 
-def _is_tree(profile: Profile) -> bool:
+def _is_tree(result: Result) -> bool:
     """Tell whether the rows are a module tree in its order, each below its parent, so that names may be indented."""
-    if profile.per != "module":
+    if result.per != "module":
         return False
     above: list[str] = []
-    for row in profile.rows:
+    for row in result.rows:
         name, depth = str(row.get("name", "")), row.get("depth")
         if not isinstance(depth, int) or depth > len(above):
             return False
@@ -182,13 +182,13 @@ def _cut(field: _Field, width: int) -> _Field:
     )
 
 
-def _bars(profile: Profile, spare: int) -> list[str]:
+def _bars(result: Result, spare: int) -> list[str]:
     """Draw the report's own column in the room that is left; no bars where it is too little to tell them apart."""
-    key = figure(profile)
+    key = figure(result)
     width = min(spare - _GAP, _BAR.stop - 1)
-    if key is None or width < _BAR.start or len(profile.rows) < 2:
+    if key is None or width < _BAR.start or len(result.rows) < 2:
         return []
-    numbers = values(profile, key)
+    numbers = values(result, key)
     longest = max(numbers)
     if longest <= 0:
         return []
@@ -200,14 +200,14 @@ def _bar(length: float) -> str:
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
 
-def _table(profile: Profile, fields: Sequence[_Field], bars: Sequence[str]) -> Table:
+def _table(result: Result, fields: Sequence[_Field], bars: Sequence[str]) -> Table:
     from rich.box import Box
     from rich.table import Table
     from rich.text import Text
 
     ruled = Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
     table = Table(box=ruled, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    drawn = next((index for index, field in enumerate(fields) if field.key == figure(profile)), None)
+    drawn = next((index for index, field in enumerate(fields) if field.key == figure(result)), None)
     for index, field in enumerate(fields):
         table.add_column(
             Text(field.head),
@@ -218,13 +218,13 @@ def _table(profile: Profile, fields: Sequence[_Field], bars: Sequence[str]) -> T
         )
         if bars and index == drawn:
             table.add_column("", width=max(map(len, bars)), no_wrap=True)
-    peak = peak_row(profile)
+    peak = peak_row(result)
     below = len(fields[0].foot)
-    for index, _ in enumerate(profile.rows):
+    for index, _ in enumerate(result.rows):
         cells = [Text(field.cells[index]) for field in fields]
         if bars and drawn is not None:
             cells.insert(drawn + 1, Text(bars[index], style="red" if index == peak else "blue"))
-        table.add_row(*cells, style="bold" if index == peak else "", end_section=index == len(profile.rows) - 1)
+        table.add_row(*cells, style="bold" if index == peak else "", end_section=index == len(result.rows) - 1)
     for index in range(below):
         cells = [Text(field.foot[index]) for field in fields]
         if bars and drawn is not None:
@@ -233,14 +233,14 @@ def _table(profile: Profile, fields: Sequence[_Field], bars: Sequence[str]) -> T
     return table
 
 
-def _remarks(profile: Profile, left_out: Sequence[_Field], room: int) -> list[str]:
+def _remarks(result: Result, left_out: Sequence[_Field], room: int) -> list[str]:
     lines: list[str] = []
-    for note in profile.notes:
+    for note in result.notes:
         lines += _wrapped(f"note: {note}".split(" "), " ", room)
     if left_out:
         names = ", ".join(field.key for field in left_out)
         lines += _wrapped(f"not shown at this width: {names} (--columns shows them)".split(" "), " ", room)
-    around = headline.environment(profile)
+    around = headline.environment(result)
     if around:
         lines += _wrapped(around.split(" "), " ", room)
     return lines
