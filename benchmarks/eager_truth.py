@@ -159,7 +159,8 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
     import torch
 
     from memfit.capture.allocations import measure
-    from memfit.capture.torch_trace import capture_module, default_loss
+    from memfit.capture.step import default_loss
+    from memfit.capture.torch_trace import capture_module
     from memfit.graph.model import BEFORE, StorageKind
     from memfit.memory.cpu_workspaces import events
     from memfit.memory.eager import timeline

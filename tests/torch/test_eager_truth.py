@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from memfit.capture.allocations import measure, measure_each
 from memfit.capture.cpu_probe import probe
-from memfit.capture.torch_trace import capture_module, default_loss, environment
+from memfit.capture.step import default_loss
+from memfit.capture.torch_trace import capture_module, environment
 from memfit.capture.tracer import conv_backend
 from memfit.graph.model import Graph, Op, Ref, Storage, StorageKind, Symbol, Tensor
 from memfit.memory.cpu_workspaces import VERIFIED, events

@@ -19,7 +19,8 @@ from memfit.capture.entry import capture
 from memfit.capture.phantom import is_phantom
 from memfit.capture.sources import load
 from memfit.capture.sources.loaded import Example, LoadedSource
-from memfit.capture.torch_trace import capture_module, default_loss
+from memfit.capture.step import default_loss
+from memfit.capture.torch_trace import capture_module
 from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}

@@ -95,12 +95,15 @@ def scoped_calls(tracer: Tracer) -> Iterator[None]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         outer = tracer.scope
         tracer.scope = index_of.get(id(self), outer)
+        tracer.calling += 1
         try:
             result = original(self, *args, **kwargs)
         except Exception:
             if tracer.failure is None:
                 tracer.failure = ("forward", tracer.scope, tuple(tuple(t.shape) for t in tensors_in(args)))
             raise
+        finally:
+            tracer.calling -= 1
         tracer.scope = outer
         return result
 

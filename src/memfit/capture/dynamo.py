@@ -31,6 +31,9 @@ class StandIn(types.ModuleType):
         self.asked.append(function)
         return function
 
+    def graph_break(self, *_args: Any, **_kwargs: Any) -> None:
+        """Do nothing, as it does outside of compiled code; optimizers call it around each step."""
+
     def __getattr__(self, name: str) -> Any:
         if name in ("__spec__", "__file__", "__loader__", "__wrapped__"):
             raise AttributeError(name)

@@ -43,7 +43,7 @@ def capture(
         inputs: shapes as text (`"1x3x224x224"`, `["ids=1x128:int64", …]`), or tensors: one, a sequence of positional
             arguments, or a mapping of keyword arguments. None takes the model's own.
         training: also capture loss and backward, in training mode.
-        loss: outputs → scalar; None chooses as `memfit.capture.torch_trace.default_loss` does.
+        loss: outputs → scalar; None chooses as `memfit.capture.step.default_loss` does.
         optimizer: parameters → optimizer, such as `torch.optim.Adam`; its first `step()` is captured too.
         dtype: of weights and floating inputs: fp32, fp16 or bf16. None keeps the model's own.
         batch: replaces the first dimension of every input.

@@ -18,13 +18,15 @@ from memfit.capture.contexts import (
     unchanged,
     without_collection,
 )
+from memfit.capture.cuda import Cuda, as_cuda
 from memfit.capture.dynamo import without_dynamo
 from memfit.capture.recording import tensors_in
 from memfit.capture.shim import operators_present
+from memfit.capture.step import Step, run
 from memfit.capture.tracer import Tracer
 from memfit.capture.worst_case import guarded_reads
 from memfit.errors import CaptureError, MemfitError
-from memfit.graph.model import BEFORE, Graph, Op, Phase, Scope, Storage, StorageKind
+from memfit.graph.model import BEFORE, Graph, Op, Scope, Storage, StorageKind
 from memfit.graph.optable import describe
 from memfit.graph.verify import verify
 from memfit.units import format_shape
@@ -41,6 +43,11 @@ def capture_module(
     source: str = "",
     input_names: Sequence[str] | None = None,
     strict: bool = True,
+    autocast: torch.dtype | None = None,
+    checkpoint: Sequence[str] = (),
+    steady: bool = False,
+    accumulating: bool = False,
+    cuda: Cuda | None = None,
 ) -> Graph:
     """Run a model once on phantom tensors and return its graph.
 
@@ -53,6 +60,11 @@ def capture_module(
         optimizer: parameters → optimizer, to run one `step()` too.
         source: what the user named, kept in the graph.
         input_names: names of the tensors among the inputs, in order.
+        autocast: lower precision of autocast; None runs without it.
+        checkpoint: paths of the modules whose activations backward computes again.
+        steady: the optimizer's state exists before the step, as in every step but the first.
+        accumulating: gradients exist before the step, as in every micro-batch but the first.
+        cuda: trace what that GPU would run; None traces the CPU.
         strict: False gives operations that the op table lacks the kind `unknown` and no MACs, with a note.
 
     Raises:
@@ -61,7 +73,8 @@ def capture_module(
         UnsupportedOp: an operation that the op table lacks.
     """
     kwargs = dict(kwargs or {})
-    tracer = Tracer(model)
+    step = Step(training, loss, optimizer, autocast, tuple(checkpoint), steady, accumulating)
+    tracer = Tracer(model, cuda)
     with ExitStack() as stack:
         stack.enter_context(unchanged(tracer))
         set_mode(tracer, training)
@@ -74,58 +87,21 @@ def capture_module(
         stack.enter_context(operators_present())
         stack.enter_context(without_dynamo())
         stack.enter_context(guarded_reads())
-        outputs = _run(tracer, model, args, kwargs, training=training, loss=loss, optimizer=optimizer)
+        if cuda is not None:
+            stack.enter_context(as_cuda(tracer, cuda))
+        outputs = _run(tracer, model, args, kwargs, step)
         output_ids = [tracer.tensor_id(t) for t in tensors_in((outputs,))]
         return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)
 
 
-def _run(
-    tracer: Tracer,
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    *,
-    training: bool,
-    loss: Callable[[Any], Tensor] | None,
-    optimizer: Callable[[Any], Any] | None,
-) -> Any:
+def _run(tracer: Tracer, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], step: Step) -> Any:
     """Run the step under the tracer and return the model's outputs."""
     try:
-        if not training:
-            with torch.no_grad(), tracer:
-                return model(*args, **kwargs)
-        with torch.enable_grad():
-            opt = optimizer([p for p in model.parameters() if p.requires_grad]) if optimizer else None
-            with tracer, torch.autograd.graph.saved_tensors_hooks(tracer.pack, _identity):
-                outputs = model(*args, **kwargs)
-                tracer.phase = Phase.LOSS
-                tracer.scope = 0
-                value = (loss or default_loss)(outputs)
-            if not value.requires_grad:
-                raise CaptureError(
-                    "the loss does not depend on any trainable parameter, so there is no backward pass",
-                    where=type(model).__name__,
-                    todo="profile inference, or unfreeze parameters",
-                )
-            tracer.phase = Phase.BACKWARD
-            with tracer:
-                value.backward()  # type: ignore[no-untyped-call]
-                del value
-                _mark(tracer, (p.grad for p in model.parameters()), StorageKind.GRADIENT)
-                if opt is not None:
-                    tracer.phase = Phase.STEP
-                    opt.step()
-                    states = (v for state in opt.state.values() for v in state.values() if isinstance(v, Tensor))
-                    _mark(tracer, states, StorageKind.OPTIMIZER)
-            return outputs
+        return run(tracer, model, args, kwargs, step)
     except MemfitError:
         raise
     except Exception as error:
         raise _refusal(tracer, model, error) from error
-
-
-def _identity(value: Any) -> Any:
-    return value
 
 
 def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError:
@@ -144,31 +120,6 @@ def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError
         received=received,
         todo="check the input's shape and dtype (--input 1x3x224x224, or 1x128:int64 for token ids)",
     )
-
-
-def default_loss(outputs: Any) -> Tensor:
-    """Cross entropy for class scores of shape (N, classes), else the sum of the means of all floating outputs."""
-    tensors = [t for t in tensors_in((outputs,)) if t.is_floating_point() and t.requires_grad]
-    if not tensors:
-        raise CaptureError(
-            "the model's outputs hold no tensor with a gradient, so there is nothing to train on",
-            todo="pass a loss function of the outputs",
-        )
-    if len(tensors) == 1 and tensors[0].dim() == 2:
-        scores = tensors[0]
-        return nn.functional.cross_entropy(scores, torch.zeros(scores.shape[0], dtype=torch.int64))
-    total = tensors[0].mean()
-    for tensor in tensors[1:]:
-        total = total + tensor.mean()
-    return total
-
-
-def _mark(tracer: Tracer, tensors: Any, kind: StorageKind) -> None:
-    for tensor in tensors:
-        if tensor is not None:
-            sid = tracer._sids.get(tensor.untyped_storage()._cdata)
-            if sid is not None and tracer.births[sid] != BEFORE:
-                tracer.kinds[sid] = kind
 
 
 def _register_state(tracer: Tracer) -> list[Scope]:
@@ -267,9 +218,10 @@ def _graph(
         outputs=tuple(outputs),
         source=source,
         training=training,
-        environment=environment(),
+        environment=environment(tracer.cuda),
         notes=tuple(notes),
         constants=tracer.constants,
+        host=tuple(sorted(tracer.host)),
     )
     verify(graph)
     return graph
@@ -278,12 +230,14 @@ def _graph(
 _LASTING = {StorageKind.PARAMETER, StorageKind.BUFFER, StorageKind.GRADIENT, StorageKind.OPTIMIZER}
 
 
-def environment() -> dict[str, Any]:
+def environment(cuda: Cuda | None = None) -> dict[str, Any]:
     """What a capture depends on: device, threads, instruction set and versions."""
+    versions = {"torch": str(torch.__version__), "python": sys.version.split()[0]}
+    if cuda is not None:
+        return {"device": "cuda", "capability": cuda.name, **versions}
     return {
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
-        "torch": str(torch.__version__),
-        "python": sys.version.split()[0],
+        **versions,
     }

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import base64
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memfit.capture import worst_case
+from memfit.capture.foreach_rules import FOREACH_RULES
 from memfit.capture.phantom import is_phantom, numel, run_on_meta
 from memfit.capture.recording import copy_answer, dtype_name, is_fresh, signature, symbol, tensors_in
 from memfit.capture.shape_rules import SHAPE_RULES
 from memfit.errors import MemfitError
 from memfit.graph.model import BEFORE, Phase, Ref, StorageKind
 from memfit.graph.model import Tensor as Value
+
+if TYPE_CHECKING:
+    from memfit.capture.cuda import Cuda
 
 aten = torch.ops.aten
 
@@ -34,6 +39,8 @@ _CONSTANT_LIMIT = 1 << 20
 
 _NATIVE_VIEWS = {"_unsafe_view", "_reshape_alias", "detach", "alias", "lift"}
 
+
+_CPU_RULES = {**SHAPE_RULES, **FOREACH_RULES}
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 
@@ -59,6 +66,12 @@ class _StorageRef(weakref.ref):  # type: ignore[type-arg]
     sid: int
 
 
+class Placement:
+    """Where the tensors go that are made now."""
+
+    on_host = False
+
+
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation that reaches the dispatcher while it is active."""
 
@@ -66,9 +79,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # True imports torch._dynamo at the first operation: more than a second, for nothing
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, cuda: Cuda | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.cuda = cuda
+        self.host: set[int] = set()
+        """Storages in the host's memory, while a capture for another device runs."""
+        self.placement = Placement()
+        self.calling = 0
+        """How many modules' calls are running."""
         self.modules = list(model.named_modules())
+        self._rules = _CPU_RULES if cuda is None else cuda.shape_rules
         self.ops: list[RawOp] = []
         self.saved: dict[int, list[int]] = {}
         self.tensors: list[Value] = []
@@ -105,6 +125,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kinds.append(kind)
         self.births.append(birth)
         self._versions.append(0)
+        if self.placement.on_host:
+            self.host.add(sid)
         cdata = storage._cdata
         self._sids[cdata] = sid
         if birth == BEFORE:
@@ -158,6 +180,49 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not is_phantom(tensor) and tensor.numel() * tensor.element_size() <= _CONSTANT_LIMIT:
             raw = bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
             self.constants[tid] = base64.b64encode(raw).decode()
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether the tensor's storage has a number."""
+        return tensor.untyped_storage()._cdata in self._sids
+
+    def mark(self, tensors: Iterable[Tensor], kind: StorageKind) -> None:
+        """Say what the storages hold that operations made."""
+        for tensor in tensors:
+            sid = self._sids.get(tensor.untyped_storage()._cdata)
+            if sid is not None and self.births[sid] != BEFORE:
+                self.kinds[sid] = kind
+
+    def is_on_host(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor stays in the host's memory."""
+        return self._sids.get(tensor.untyped_storage()._cdata) in self.host
+
+    def know(self, tensor: Tensor) -> None:
+        """Say that a small tensor has values, so that what is made from it is really computed."""
+        self._known.add(self._sids[tensor.untyped_storage()._cdata])
+
+    def keep_on_host(self, tensor: Tensor) -> None:
+        """Say that a tensor stays in the host's memory."""
+        self.host.add(self._sids[tensor.untyped_storage()._cdata])
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[Tracer]:
+        """Answer operations without a trace of them: another tracer takes them, and is thrown away."""
+        other = Tracer(nn.Module(), self.cuda)
+        other.placement = self.placement
+        with other:
+            yield other
+        self.notes |= other.notes
+
+    def _place(self, inputs: list[int], outputs: Iterable[int]) -> None:
+        """Follow what stays on the host: results of host tensors do; one that meets the device's was moved there."""
+        host, tensors = self.host, self.tensors
+        found = [tensors[i] for i in inputs]
+        if not found or not host:
+            return
+        if all(t.storage in host for t in found):
+            host.update(tensors[o].storage for o in outputs)
+        else:
+            host.difference_update(t.storage for t in found if t.shape)
 
     # -- dispatch -------------------------------------------------------------------------------------------------
 
@@ -296,7 +361,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if computed:
                     self._known.add(sid)
             outputs.append(self.tensor_id(tensor))
-        backend = conv_backend(args) if func is aten.convolution.default else None
+        backend = None
+        if func is aten.convolution.default:
+            backend = conv_backend(args) if self.cuda is None else self.cuda.conv_backend(args)
         self._record(func, recorded, recorded_kwargs, inputs, tuple(outputs), backend=backend)
         return result
 
@@ -319,7 +386,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _shapes_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rule = SHAPE_RULES.get(func)
+        rule = self._rules.get(func)
         if rule is not None:
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
@@ -373,7 +440,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         backend: str | None = None,
     ) -> None:
         scope = self.scope
-        if self.phase is Phase.BACKWARD:
+        if self.phase is Phase.BACKWARD and not self.calling:  # a checkpoint calls modules again in backward
             node = torch._C._current_autograd_node()
             if node is not None:
                 scope = self._scope_of_node.get(node._sequence_nr(), scope)
@@ -382,6 +449,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if sequence != self._last_sequence:
                 self._last_sequence = sequence
                 self._scope_of_node[sequence - 1] = scope
+        if self.host:
+            self._place(inputs, outputs)
         if self._pending_saved:
             self.saved[len(self.ops)] = self._pending_saved
             self._pending_saved = []

@@ -46,6 +46,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
             for o in graph.ops
         ],
         "constants": {str(tid): data for tid, data in graph.constants.items()},
+        "host": list(graph.host),
     }  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def from_json(data: Any) -> Graph:
             environment=dict(data["environment"]),
             notes=tuple(map(str, data["notes"])),
             constants={int(tid): str(value) for tid, value in data["constants"].items()},
+            host=_ints(data.get("host", ())),
         )  # fmt: skip
     except MemfitError:
         raise

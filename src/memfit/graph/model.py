@@ -182,6 +182,8 @@ class Graph:
     notes: tuple[str, ...] = ()
     constants: dict[int, str] = field(default_factory=dict)
     """Bytes of small tensors made from literals, base64, by tensor id: what replay needs and cannot compute."""
+    host: tuple[int, ...] = ()
+    """Storages in the host's memory, in a graph captured for another device."""
 
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter once, in the order of the module tree."""

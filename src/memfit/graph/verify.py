@@ -76,6 +76,8 @@ def verify(graph: Graph) -> None:
     for i in graph.inputs:
         if storages[tensors[i].storage].birth != BEFORE:
             raise _broken("inputs exist before the first operation", f"tensor {i}", str(storages[tensors[i].storage]))
+    if any(not 0 <= i < len(storages) for i in graph.host):
+        raise _broken("the host's storages exist", "host", "an unknown storage")
     for s in storages:
         if s.kind in (StorageKind.PARAMETER, StorageKind.INPUT) and s.birth != BEFORE:
             raise _broken("parameters and inputs exist before the first operation", f"storage {s.id}", str(s))

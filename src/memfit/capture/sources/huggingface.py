@@ -259,7 +259,7 @@ def _own_loss(outputs: Any) -> Tensor:
     loss = getattr(outputs, "loss", None)
     if isinstance(loss, Tensor):
         return loss
-    from memfit.capture.torch_trace import default_loss
+    from memfit.capture.step import default_loss
 
     return default_loss(outputs)
 
