@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Profile
+from memfit.analysis.result import Profile, TrainingStep
 from memfit.capture.entry import capture
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from memfit.capture.entry import Inputs
+    from memfit.memory.cuda.allocator import Settings
 
-__all__ = ["Profile", "capture", "load_graph", "profile", "replay", "save_graph"]
+__all__ = ["Profile", "capture", "load_graph", "profile", "replay", "save_graph", "train"]
 
 notebook.register()
 
@@ -41,7 +42,10 @@ def profile(
     per: str = "layer",
     memory: str | None = None,
     training: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
+    capability: str | None = None,
+    alloc_conf: str | None = None,
+    autocast: str | None = None,
     dtype: str | None = None,
     batch: int | None = None,
     samples: int = 1,
@@ -70,9 +74,13 @@ def profile(
         source: as for `memfit.capture`.
         inputs: as for `memfit.capture`.
         per: what a row is: layer, block, module, op or tensor.
-        memory: the memory model: eager (default), ideal, mcunet, tinytl, autograd, tensors (default per tensor).
+        memory: the memory model: eager (default), ideal, mcunet, tinytl, autograd, cuda, tensors (default per tensor).
         training: profile forward, loss and backward; `autograd` and `tinytl` imply it.
-        device: cpu.
+        device: cpu, or cuda: what a GPU would run, on a machine without one. None is cuda for the memory model
+            `cuda`, else cpu.
+        capability: the GPU's compute capability, such as 9.0; None is 8.0.
+        alloc_conf: `cuda`: the allocator's settings, as in PYTORCH_ALLOC_CONF.
+        autocast: run under autocast: bf16 or fp16.
         dtype: fp32, fp16 or bf16; int8 only counts, with `mcunet`.
         batch: replaces the first dimension of every input.
         samples: multiplies activations: what keeping those of so many samples takes.
@@ -95,12 +103,15 @@ def profile(
     """
     memory = memory or ("tensors" if per == "tensor" else "eager")
     model = memory_model(memory)
-    if device != "cpu":
+    device = device or ("cuda" if memory == "cuda" else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise UsageError("there is no such device", where="--device", received=repr(device), todo="use cpu or cuda")
+    if probe and device == "cuda":
         raise UsageError(
-            "this version predicts the CPU; it cannot trace as CUDA",
-            where="--device",
-            received=device,
-            todo="leave it out: ideal, mcunet, tinytl and tensors do not depend on the device",
+            "--probe runs operations on the CPU, and a GPU has other workspaces",
+            where="--probe",
+            received=f"device {device}",
+            todo="leave it out, or profile the CPU",
         )
     if dtype == "int8" and memory not in ("mcunet", "tensors"):
         raise UsageError(
@@ -121,6 +132,9 @@ def profile(
         args=args,
         threads=threads,
         estimate=estimate,
+        device=device,
+        capability=capability,
+        autocast=autocast,
     )
     if save_graph is not None:
         from memfit.graph.io import save
@@ -143,4 +157,102 @@ def profile(
         frozen_bits=frozen_bits,
         train_only=train_only,
         probes=probes,
+        allocator=_settings(alloc_conf),
+    )
+
+
+def _settings(text: str | None) -> Settings | None:
+    """Read the allocator's settings; None leaves its defaults."""
+    if text is None:
+        return None
+    from memfit.memory.cuda.allocator import Settings
+
+    return Settings.parse(text)
+
+
+def train(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    batch: int,
+    optimizer: str = "adam",
+    kernels: str | None = None,
+    device: str = "cuda",
+    capability: str | None = None,
+    budget: int | str | None = None,
+    dtype: str | None = None,
+    autocast: str | None = None,
+    accumulate: int = 1,
+    checkpoint: str | None = None,
+    train_only: str | None = None,
+    set_to_none: bool = True,
+    alloc_conf: str | None = None,
+    advice: bool = True,
+    args: Mapping[str, Any] | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    estimate: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> TrainingStep:
+    """Predict what one step of training needs on a GPU, on a machine without one.
+
+    >>> import memfit
+    >>> step = memfit.train("torchvision:resnet18", batch=32, budget="12GiB", advice=False)
+    >>> step.totals["fits"], step.totals["optimizer_bytes"] == 2 * step.totals["parameter_bytes"]
+    (True, True)
+
+    Args:
+        source: as for `memfit.capture`.
+        inputs: as for `memfit.capture`.
+        batch: samples in one forward pass.
+        optimizer: sgd, momentum, adam, adamw, adafactor, rmsprop, adagrad or adam8bit.
+        kernels: how the optimizer runs: foreach, fused or for-loop; None is PyTorch's own default.
+        device: cuda, or cpu for the CPU's own allocations (`eager`).
+        capability: the GPU's compute capability, such as 9.0; None is 8.0.
+        budget: what the GPU has, in bytes or as text such as 24GiB: whether the step fits, the largest batch that
+            does, and what would help.
+        dtype: of weights and inputs: fp32, fp16 or bf16. None keeps the model's own.
+        autocast: bf16 or fp16; None runs without.
+        accumulate: micro-batches whose gradients add up before the optimizer steps.
+        checkpoint: `auto`, or a regular expression of the modules whose activations backward computes again.
+        train_only: which parameters train: bias, norm, or a regular expression.
+        set_to_none: whether `zero_grad` drops the gradients.
+        alloc_conf: the allocator's settings, as in PYTORCH_ALLOC_CONF.
+        advice: look for what would help, where there is a budget.
+        args: arguments of the source's constructor.
+        loss: outputs → scalar.
+        estimate: let operations that the op table lacks pass, with a note.
+        progress: is told what is being predicted.
+
+    Raises:
+        MemfitError: what failed, where, what was received and what to do; see `memfit.capture`.
+    """
+    from memfit.capture.optimizers import canonical
+    from memfit.memory.cuda.allocator import Settings
+    from memfit.training.predict import Predictor
+    from memfit.training.setup import Setup
+    from memfit.training.step import predict_step
+    from memfit.units import parse_bytes
+
+    setup = Setup(
+        batch=batch,
+        optimizer=canonical(optimizer),
+        kernels=kernels,
+        dtype=dtype,
+        autocast=autocast,
+        accumulate=accumulate,
+        train_only=train_only,
+        set_to_none=set_to_none,
+        device=device,
+        capability=capability,
+        allocator=_settings(alloc_conf) or Settings(),
+    )
+    predictor = Predictor(source, inputs, args=args, loss=loss, estimate=estimate)
+    if progress is not None:
+        predictor.progress = progress
+    return predict_step(
+        predictor,
+        setup,
+        checkpoint=checkpoint,
+        budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+        advice=advice,
     )

@@ -63,7 +63,7 @@ def test_the_table_is_printed(calls, capsys) -> None:
 
 def test_defaults_are_left_to_the_api(calls) -> None:
     main(["profile", "net.py:make"])
-    expected = {"per": "layer", "device": "cpu", "training": False, "fold": True, "inplace_depthwise": True}
+    expected = {"per": "layer", "training": False, "fold": True, "inplace_depthwise": True}
     expected |= {"probe": False, "estimate": False, "args": {}, "source": "net.py:make"}
     assert calls == [expected]
 
@@ -73,6 +73,7 @@ def test_every_option_reaches_the_api(calls, tmp_path: Path) -> None:
     line = "profile s --input 1x3x8x8 --input y=1x2:int64 --per block --memory mcunet --training --device cuda"
     line += " --dtype bf16 --batch 4 --samples 10 --arg width=0.5 --arg name=relu --no-fold --blocks ^a"
     line += " --no-inplace-depthwise --bits 4 --frozen-bits 8 --train-only bias --probe --estimate --threads 2"
+    line += " --capability 9.0 --alloc-conf expandable_segments:True --autocast bf16"
     assert main([*line.split(), "--save-graph", str(graph)]) == 0
     assert calls == [
         {
@@ -82,6 +83,9 @@ def test_every_option_reaches_the_api(calls, tmp_path: Path) -> None:
             "memory": "mcunet",
             "training": True,
             "device": "cuda",
+            "capability": "9.0",
+            "alloc_conf": "expandable_segments:True",
+            "autocast": "bf16",
             "dtype": "bf16",
             "batch": 4,
             "samples": 10,

@@ -19,12 +19,19 @@ _MARK = "__dynamo_disable"
 """Where PyTorch keeps the answer, on the function (torch/_compile.py, `_disable_dynamo`, PyTorch 2.13)."""
 
 
+class _Config:
+    """The settings that PyTorch reads outside of compiled code, with the compiler's defaults."""
+
+    error_on_nested_fx_trace = True
+
+
 class StandIn(types.ModuleType):
     """Stands for torch._dynamo: answers `disable`; any other name imports the real module in its place."""
 
     def __init__(self) -> None:
         super().__init__(_NAME)
         self.asked: list[Any] = []
+        self.config = _Config()  # checkpoints ask for one of its settings
 
     def disable(self, function: Callable[..., Any], *_args: Any, **_kwargs: Any) -> Callable[..., Any]:
         """Answer with the function as it is: nothing compiles it here."""

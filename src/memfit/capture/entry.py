@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from memfit.capture.sources.loaded import Example, LoadedSource
@@ -21,14 +22,9 @@ def capture(
     source: str | nn.Module | Graph,
     inputs: Inputs | None = None,
     *,
-    training: bool = False,
-    loss: Callable[[Any], Tensor] | None = None,
-    optimizer: Callable[[Any], Any] | None = None,
     dtype: str | None = None,
-    batch: int | None = None,
     args: Mapping[str, Any] | None = None,
-    threads: int | None = None,
-    estimate: bool = False,
+    **options: Any,
 ) -> Graph:
     """Capture a model as a graph, without allocating a weight or computing a value.
 
@@ -42,14 +38,9 @@ def capture(
             `.pt2` or `.memfit.json` file), an `nn.Module`, or a graph, which is returned as it is.
         inputs: shapes as text (`"1x3x224x224"`, `["ids=1x128:int64", …]`), or tensors: one, a sequence of positional
             arguments, or a mapping of keyword arguments. None takes the model's own.
-        training: also capture loss and backward, in training mode.
-        loss: outputs → scalar; None chooses as `memfit.capture.step.default_loss` does.
-        optimizer: parameters → optimizer, such as `torch.optim.Adam`; its first `step()` is captured too.
         dtype: of weights and floating inputs: fp32, fp16 or bf16. None keeps the model's own.
-        batch: replaces the first dimension of every input.
         args: arguments of the source's constructor.
-        threads: threads to trace for; None takes PyTorch's own setting.
-        estimate: let operations that the op table lacks pass, without MACs and with a note.
+        options: how it runs; see `Model.capture`.
 
     Raises:
         SourceError: no such model or file, or it cannot be built.
@@ -60,33 +51,130 @@ def capture(
     """
     if isinstance(source, Graph):
         return source
+    return open_model(source, dtype=dtype, args=args).capture(inputs, **options)
+
+
+def open_model(source: str | nn.Module, *, dtype: str | None = None, args: Mapping[str, Any] | None = None) -> Model:
+    """Load a source or hold a module, to capture it several times; arguments and errors as for `capture`."""
     if isinstance(source, str):
         from memfit.capture.sources import load
 
-        loaded = load(source, args=args, dtype=dtype)
-    else:
-        loaded = _held(source, args, dtype)
-    if loaded.graph is not None:
-        _refuse_options(loaded, inputs=inputs, batch=batch, training=training)
-        return loaded.graph
-    assert loaded.model is not None  # one of the two is there
+        return Model(load(source, args=args, dtype=dtype))
+    return Model(_held(source, args, dtype), dtype)
 
-    from memfit.capture.torch_trace import capture_module
 
-    example = _example(loaded, inputs, batch=batch, training=training)
-    with _threads(threads), _dtype_of(loaded.model, dtype if not isinstance(source, str) else None):
-        graph = capture_module(
-            loaded.model,
-            example.args,
-            example.kwargs,
-            training=training,
-            loss=loss or example.loss,
-            optimizer=optimizer,
-            source=loaded.name,
-            input_names=example.names,
-            strict=not estimate,
+@dataclass(frozen=True)
+class Model:
+    """A source that is open: its model is built once and captured as often as wanted."""
+
+    loaded: LoadedSource
+    dtype: str | None = None
+    """Dtype to capture a held module in."""
+
+    def capture(
+        self,
+        inputs: Inputs | None = None,
+        *,
+        training: bool = False,
+        loss: Callable[[Any], Tensor] | None = None,
+        optimizer: Callable[[Any], Any] | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        estimate: bool = False,
+        device: str = "cpu",
+        capability: str | None = None,
+        autocast: str | None = None,
+        checkpoint: str | Sequence[str] = (),
+        train_only: str | None = None,
+        steady: bool = False,
+        accumulating: bool = False,
+    ) -> Graph:
+        """Capture one run.
+
+        Args:
+            inputs: as for `capture`.
+            training: also capture loss and backward, in training mode.
+            loss: outputs → scalar; None chooses as `memfit.capture.step.default_loss` does.
+            optimizer: parameters → optimizer, such as `torch.optim.Adam`; its first `step()` is captured too.
+            batch: replaces the first dimension of every input.
+            threads: threads to trace for; None takes PyTorch's own setting.
+            estimate: let operations that the op table lacks pass, without MACs and with a note.
+            device: cpu, or cuda: the operations that a GPU would run, on a machine without one.
+            capability: compute capability of that GPU; None is 8.0.
+            autocast: lower precision of autocast, fp16 or bf16; None runs without it.
+            checkpoint: modules whose activations backward computes again: paths, or a regular expression, of whose
+                matches the outermost are taken.
+            train_only: which parameters train: bias, norm, or a regular expression that names contain.
+            steady: the optimizer's state exists before the step, as in every step but the first.
+            accumulating: gradients exist before the step, as in every micro-batch but the first.
+        """
+        loaded = self.loaded
+        if loaded.graph is not None:
+            _refuse_options(loaded, inputs=inputs, batch=batch, training=training)
+            return loaded.graph
+        assert loaded.model is not None  # one of the two is there
+
+        from memfit.capture.cuda import Cuda
+        from memfit.capture.freezing import frozen
+        from memfit.capture.sources.inputs import DTYPES
+        from memfit.capture.torch_trace import capture_module
+
+        example = _example(loaded, inputs, batch=batch, training=training, dtype=self.dtype)
+        with _threads(threads), _dtype_of(loaded.model, self.dtype), frozen(loaded.model, train_only):
+            graph = capture_module(
+                loaded.model,
+                example.args,
+                example.kwargs,
+                training=training,
+                loss=loss or example.loss,
+                optimizer=optimizer,
+                source=loaded.name,
+                input_names=example.names,
+                strict=not estimate,
+                autocast=DTYPES[autocast] if autocast else None,
+                checkpoint=checkpoint_paths(loaded.model, checkpoint),
+                steady=steady,
+                accumulating=accumulating,
+                cuda=Cuda.parse(capability) if device == "cuda" else None,
+            )
+        return replace(graph, notes=(*loaded.notes, *graph.notes)) if loaded.notes else graph
+
+
+def checkpoint_paths(model: nn.Module, chosen: str | Sequence[str]) -> tuple[str, ...]:
+    """Give the paths of the modules to checkpoint, none inside another.
+
+    Raises:
+        UsageError: a regular expression that is none, or that matches no module.
+    """
+    if not isinstance(chosen, str):
+        return tuple(chosen)
+    try:
+        pattern = re.compile(chosen)
+    except re.error as error:
+        raise UsageError(
+            f"--checkpoint is not a regular expression: {error}",
+            received=repr(chosen),
+            todo="use none, auto, or a regular expression that module paths contain",
+        ) from None
+    paths: list[str] = []
+    every = [path for path, module in model.named_modules() if path and type(module).forward is not _no_forward()]
+    for path in every:
+        if pattern.search(path) and not any(path.startswith(f"{outer}.") for outer in paths):
+            paths.append(path)
+    if not paths:
+        raise UsageError(
+            "--checkpoint chooses no module",
+            received=repr(chosen),
+            todo=f"give a regular expression that module paths contain, such as {', '.join(every[:3])}",
         )
-    return replace(graph, notes=(*loaded.notes, *graph.notes)) if loaded.notes else graph
+    return tuple(paths)
+
+
+def _no_forward() -> Any:
+    """Give the `forward` of modules that have none of their own, such as a ModuleList."""
+    from torch import nn as torch_nn
+
+    return torch_nn.ModuleList.forward
 
 
 def _held(module: Any, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
@@ -123,11 +211,11 @@ def _refuse_options(loaded: LoadedSource, **options: Any) -> None:
         )
 
 
-def _example(loaded: LoadedSource, inputs: Any, *, batch: int | None, training: bool) -> Example:
+def _example(loaded: LoadedSource, inputs: Any, *, batch: int | None, training: bool, dtype: str | None) -> Example:
     """Make the arguments of the call from text, tensors or nothing."""
     if inputs is None or isinstance(inputs, str) or _is_text(inputs):
         texts = [] if inputs is None else [inputs] if isinstance(inputs, str) else list(inputs)
-        return loaded.example(_typed(loaded, texts), batch=batch, training=training)
+        return loaded.example(_typed(loaded, texts, dtype), batch=batch, training=training)
     if batch is not None:
         raise UsageError(
             "batch replaces a shape's first dimension, and these inputs are tensors",
@@ -146,14 +234,16 @@ def _is_text(inputs: Any) -> bool:
     return isinstance(inputs, list | tuple) and bool(inputs) and all(isinstance(i, str) for i in inputs)
 
 
-def _typed(loaded: LoadedSource, texts: list[str]) -> list[Any]:
+def _typed(loaded: LoadedSource, texts: list[str], dtype: str | None) -> list[Any]:
     """Read shapes; without a dtype, an input of a held model has that of the model's own weights."""
     if loaded.specs or not texts:
         return texts
-    from memfit.capture.sources.inputs import parse_input
+    from memfit.capture.sources.inputs import DTYPES, parse_input
 
     assert loaded.model is not None
     floating = next((p.dtype for p in loaded.model.parameters() if p.is_floating_point()), None)
+    if dtype is not None:
+        floating = DTYPES[dtype]
     specs = [parse_input(text) for text in texts]
     if floating is None:
         return list(specs)

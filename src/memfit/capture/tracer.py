@@ -206,9 +206,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def unrecorded(self) -> Iterator[Tracer]:
-        """Answer operations without a trace of them: another tracer takes them, and is thrown away."""
+        """Answer an optimizer's step without a trace of it: another tracer takes it, and is thrown away."""
         other = Tracer(nn.Module(), self.cuda)
         other.placement = self.placement
+        other.phase = Phase.STEP
         with other:
             yield other
         self.notes |= other.notes
@@ -287,6 +288,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Answer an operation whose result is a Python value: truly where the values exist, else as stated."""
         if all(self._has_values(t) for t in tensors_in(args)):
             return func(*args, **kwargs)
+        if self.phase is Phase.STEP and func is aten._local_scalar_dense.default:
+            return worst_case.continuing(
+                args[0].dtype
+            )  # an optimizer scales by what it reads: any number leads the same way
         return self._ask_worst_case(func, args, kwargs)
 
     def _has_values(self, tensor: Tensor) -> bool:

@@ -117,7 +117,7 @@ def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
     frame = model_frame()
     if frame is None or frame.package not in LIBRARIES:
         raise _refuse(func, args[0], frame)
-    value = _continuing(args[0].dtype)
+    value = continuing(args[0].dtype)
     largest = _LARGEST.get((frame.module, frame.function))
     if largest is not None and value is not False:
         with suppress(KeyError):
@@ -126,7 +126,7 @@ def _scalar(func: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
     return value, f"{where} asks for a value that depends on data; {value!r} was answered"
 
 
-def _continuing(dtype: torch.dtype) -> Any:
+def continuing(dtype: torch.dtype) -> Any:
     """The answer with which code continues: not empty, not exceptional."""
     if dtype is torch.bool:
         return False

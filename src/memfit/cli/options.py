@@ -97,12 +97,20 @@ def deliver(result: Result, output: Output, *, also_written: Sequence[Path] = ()
 
 
 @contextmanager
-def busy(message: str) -> Iterator[None]:
-    """Show that work is going on, on a terminal only."""
+def busy(message: str) -> Iterator[Callable[[str], None]]:
+    """Show that work is going on, on a terminal only; what is given says what is being done just now."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda _: None
         return
     from rich.console import Console
 
-    with Console(stderr=True, highlight=False, markup=False).status(message):
-        yield
+    with Console(stderr=True, highlight=False, markup=False).status(message) as status:
+        yield lambda doing: status.update(f"{message}: {doing}")
+
+
+def check_output(output: Output) -> None:
+    """Refuse result files that could not be written, before any work is done."""
+    if output.files:
+        from memfit.report.files import check
+
+        check(output.files, force=output.force)

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from memfit.cli.options import Output, busy, deliver, output_options, select_options, split_columns
+from memfit.cli.options import Output, busy, check_output, deliver, output_options, select_options, split_columns
 from memfit.errors import UsageError
 
-MEMORY = ("eager", "ideal", "mcunet", "tinytl", "autograd", "tensors")
+MEMORY = ("eager", "ideal", "mcunet", "tinytl", "autograd", "cuda", "tensors")
 PER = ("layer", "block", "module", "op", "tensor")
 DTYPES = ("fp32", "fp16", "bf16", "int8")
 _COUNT = click.IntRange(min=1)
@@ -26,7 +26,10 @@ _BITS = click.IntRange(min=1, max=64)
 @click.option("--per", type=click.Choice(PER), default="layer", show_default=True, help="What a row is.")
 @click.option("--memory", type=click.Choice(MEMORY), help="The memory model; eager for PyTorch unless given.")
 @click.option("--training", is_flag=True, help="Profile forward, loss and backward.")
-@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(("cpu", "cuda")), help="What runs it; no GPU is needed for cuda.")
+@click.option("--capability", metavar="X.Y", help="The GPU's compute capability; 8.0 (A100) unless given.")
+@click.option("--alloc-conf", metavar="TEXT", help="cuda: the allocator's settings, as in PYTORCH_ALLOC_CONF.")
+@click.option("--autocast", type=click.Choice(("bf16", "fp16")), help="Run under autocast.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="The model's number format; fp32 unless given.")
 @click.option("--batch", metavar="N", type=_COUNT, help="Replace the first dimension of every input.")
 @click.option("--samples", metavar="N", type=_COUNT, help="Count the activations of so many samples.")
@@ -127,10 +130,7 @@ def read_arguments(texts: Iterable[str]) -> dict[str, Any]:
 
 def _check_targets(output: Output, save_graph: Path | None) -> None:
     """Refuse files that could not be written before any work is done."""
-    if output.files:
-        from memfit.report.files import check
-
-        check(output.files, force=output.force)
+    check_output(output)
     if save_graph is not None:
         from memfit.report.files import check_target
 

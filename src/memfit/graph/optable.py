@@ -453,8 +453,11 @@ OP_TABLE: dict[str, Entry] = {
     # Optimizer arithmetic that only steps use
     **_entries(
         _R.OPTIMIZER,
-        "_foreach_add _foreach_mul _foreach_addcmul _foreach_addcdiv _foreach_lerp _foreach_sqrt _foreach_div"
-        " _foreach_neg _foreach_sub _foreach_norm _foreach_pow _fused_adam _fused_adamw _fused_sgd _foreach_zero",
+        "_foreach_add _foreach_mul _foreach_addcmul _foreach_addcdiv _foreach_lerp _foreach_sqrt"
+        " _foreach_div _foreach_neg _foreach_abs _foreach_clamp_max _foreach_clamp_min _foreach_copy"
+        " _foreach_exp _foreach_maximum _foreach_minimum _foreach_reciprocal _foreach_rsqrt"
+        " _foreach_sign _foreach_sub _foreach_norm _foreach_pow _fused_adam _fused_adagrad _fused_adamw"
+        " _fused_sgd _foreach_zero",
     ),
     # Quantized simulation
     **_entries(

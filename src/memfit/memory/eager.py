@@ -46,6 +46,8 @@ def timeline(graph: Graph, probes: Mapping[int, tuple[int, ...]] | None = None) 
     >>> timeline(Graph(storages, (x, y), (op,), (), (0,), (1,))).peak_bytes
     128
     """
+    if graph.environment.get("device") == "cuda":
+        return _on_gpu(graph)
     machine = Machine(graph)
     held, made = held_bytes(graph)
     per_op: list[int] = []
@@ -86,13 +88,34 @@ def timeline(graph: Graph, probes: Mapping[int, tuple[int, ...]] | None = None) 
     )
 
 
+def _on_gpu(graph: Graph) -> Timeline:
+    """Run the model over what a GPU runs: live bytes and the kernels' temporaries, without an allocator's rounding."""
+    from memfit.memory.cuda.workspaces import UNCOUNTED, Gpu, temporaries
+
+    gpu = Gpu.of(graph)
+    held, made = held_bytes(graph)
+    needs = tuple(sum(temporaries(graph, op, gpu)) for op in graph.ops)
+    per_op = tuple(h + m + n for h, m, n in zip(held, made, needs, strict=False))
+    peak = max(per_op, default=_inputs(graph))
+    unknown = tuple(dict.fromkeys(op.kind for op in graph.ops if op.target in UNCOUNTED))
+    return Timeline(
+        per_op_peak_bytes=per_op,
+        workspace_bytes=tuple(None if op.target in UNCOUNTED else n for op, n in zip(graph.ops, needs, strict=True)),
+        peak_bytes=peak,
+        peak_op=per_op.index(peak) if per_op else -1,
+        unknown=unknown,
+        notes=(f"workspaces that only cuDNN knows are not counted: {', '.join(unknown)}",) if unknown else (),
+    )
+
+
 def held_bytes(graph: Graph) -> tuple[list[int], list[int]]:
     """Bytes alive before each operation and still alive while it runs, and bytes that it makes itself."""
     count = len(graph.ops)
     change, made = [0] * (count + 1), [0] * (count + 1)
     left_out = (StorageKind.PARAMETER, StorageKind.BUFFER)
-    for _, nbytes, kind, birth, death, _ in graph.storages:
-        if kind in left_out:
+    host = frozenset(graph.host)
+    for sid, nbytes, kind, birth, death, _ in graph.storages:
+        if kind in left_out or sid in host:
             continue
         if birth < 0:
             change[0] += nbytes
@@ -100,7 +123,7 @@ def held_bytes(graph: Graph) -> tuple[list[int], list[int]]:
             made[min(birth, count)] += nbytes
             change[min(birth + 1, count)] += nbytes
         change[min(max(death, birth + 1), count)] -= nbytes
-    if graph.training:
+    if graph.training and graph.environment.get("device") != "cuda":  # a GPU's step keeps them on the host
         for first, last in saved_numbers(graph):
             change[first + 1] += 8
             change[last] -= 8

@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from memfit.analysis.layers import Layer, layers
 from memfit.analysis.values import Values, values_of
 from memfit.errors import UsageError
 from memfit.graph.model import Graph, Tensor
 from memfit.graph.optable import Role, role
+
+if TYPE_CHECKING:
+    from memfit.memory.cuda.allocator import Settings
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Options:
     """`tinytl` and the model size: `bias`, `norm`, or a regular expression that parameter names contain."""
     probes: Mapping[int, tuple[int, ...]] | None = None
     """`eager`: measured workspaces of operations that have no rule."""
+    allocator: Settings | None = None
+    """`cuda`: settings of the caching allocator; None takes its defaults."""
 
 
 class View:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from memfit.analysis.blocks import ROOT, blocks
 from memfit.analysis.layers import UNUSED, Layer, layers
@@ -17,6 +17,9 @@ from memfit.graph.optable import Role, role
 from memfit.memory.model import Figures, MemoryModel, Options, View
 from memfit.memory.registry import memory_model
 from memfit.memory.tensors import allocated_bytes, listed
+
+if TYPE_CHECKING:
+    from memfit.memory.cuda.allocator import Settings
 
 Row = dict[str, Any]
 
@@ -44,6 +47,7 @@ def profile_graph(
     frozen_bits: int | None = None,
     train_only: str | None = None,
     probes: Mapping[int, tuple[int, ...]] | None = None,
+    allocator: Settings | None = None,
     depth: int | None = None,
 ) -> Profile:
     """Show where a captured network's memory goes.
@@ -68,6 +72,7 @@ def profile_graph(
         frozen_bits: bits of a parameter that is not trained, in `model_bytes`.
         train_only: which parameters train: bias, norm, or a regular expression that their names contain.
         probes: `eager`: measured workspaces.
+        allocator: `cuda`: settings of the caching allocator.
         depth: module rows down to that depth.
 
     Raises:
@@ -83,7 +88,13 @@ def profile_graph(
         )
     view = View(
         graph,
-        Options(bits=bits, inplace_depthwise=inplace_depthwise, train_only=train_only, probes=probes),
+        Options(
+            bits=bits,
+            inplace_depthwise=inplace_depthwise,
+            train_only=train_only,
+            probes=probes,
+            allocator=allocator,
+        ),
     )
     figures = model.figures(view)
     report = _Report(view, model, figures, samples=samples, fold=fold, pattern=blocks, depth=depth)

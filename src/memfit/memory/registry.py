@@ -24,6 +24,13 @@ def _eager(view: View) -> Figures:
     )
 
 
+def _cuda(view: View) -> Figures:
+    """Give what `torch.cuda` will report, parameters and buffers included."""
+    from memfit.memory.cuda.profile import figures
+
+    return figures(view)
+
+
 MODELS = MappingProxyType(
     {
         model.name: model
@@ -34,6 +41,7 @@ MODELS = MappingProxyType(
             tinytl.MODEL,
             autograd.MODEL,
             tensors.MODEL,
+            MemoryModel("cuda", "what torch.cuda will report: the caching allocator over the run", "peak", _cuda),
         )
     }
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from memfit.analysis.result import Result
-from memfit.report import csv, json, markdown, png, table
+from memfit.report import csv, json, markdown, png, table, train
 
 
 class Renderer(NamedTuple):
@@ -31,3 +31,6 @@ RENDERERS: dict[str, Renderer] = {
     "png": Renderer(png.render, ".png", binary=True, needs="matplotlib", extra="plots"),
 }
 """Every report format by name; the command line and the files read it here."""
+
+COMMANDS = (train,)
+"""Modules of the commands that speak and draw in their own way; to import one is to register it."""

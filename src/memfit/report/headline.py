@@ -87,6 +87,12 @@ def _totals(result: Result) -> list[str]:
     return phrases
 
 
+def lines(result: Result) -> list[str]:
+    """Give the sentences that stand below the totals, each on a line of its own."""
+    voice = VOICES.get(result.command)
+    return voice.lines(result) if voice else []
+
+
 def environment(result: Result) -> str | None:
     """List what the figures depend on; None where nothing is known."""
     entries = [f"{key} {_scalar(value)}" for key, value in result.environment.items() if not _nested(value)]
@@ -116,6 +122,8 @@ class Voice(NamedTuple):
     """Under which conditions the figures hold, after the inputs."""
     totals: Callable[[Result], list[str]]
     """The totals as short phrases, the most important first."""
+    lines: Callable[[Result], list[str]] = lambda _: []
+    """Further sentences, each on a line of its own."""
 
 
 VOICES: dict[str, Voice] = {}

@@ -30,7 +30,11 @@ def html(result: Result) -> str:
     for name, sums in summary_rows(result, shown):
         cells = [_cell("td", key, name if not i else cell(key, sums.get(key))) for i, key in enumerate(shown)]
         foot.append(f"<tr{_BOLD}>{''.join(cells)}</tr>")
-    remarks = [" · ".join(headline.totals(result)), *(f"note: {note}" for note in result.notes)]
+    remarks = [
+        " · ".join(headline.totals(result)),
+        *headline.lines(result),
+        *(f"note: {note}" for note in result.notes),
+    ]
     below = "".join(f"<div>{escape(remark)}</div>" for remark in remarks if remark)
     return (
         f"<div><b>{escape(result.source)}</b> · {escape(headline.setting(result))}</div>"

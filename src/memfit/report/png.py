@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MOST = 80
 """More bars than this cannot be read: then the largest are drawn, in the order of the rows."""
 
-_INK, _SOFT, _GRID = "#1f2933", "#66727f", "#e4e8ec"
-_BAR, _PEAK = "#8fb1cc", "#d1495b"
+INK, SOFT, GRID = "#1f2933", "#66727f", "#e4e8ec"
+BAR, PEAK = "#8fb1cc", "#d1495b"
 _INCHES, _ROW, _ABOVE, _BELOW, _EDGE = 9.6, 0.27, 0.86, 1.08, 0.3
 _LABEL = 1.25
 """Inches to the right of the longest bar, for its figure."""
@@ -63,7 +63,7 @@ def bars(result: Result) -> Figure:
     axes = chart.add_axes((left / _INCHES, _BELOW / height, width / _INCHES, 1 - (above + _BELOW) / height))
     if key is None or not drawn:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no rows", color=_SOFT, ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no rows", color=SOFT, ha="center", va="center", transform=axes.transAxes)
     else:
         _draw(axes, result, key, drawn, stretch=width / (width - _LABEL))
     _write(chart, result, key, remark)
@@ -95,7 +95,7 @@ def _draw(axes: Axes, result: Result, key: str, drawn: list[int], *, stretch: fl
     lengths = [size / factor for size in sizes]
     places = range(len(drawn))
     marked = _marked(result, key, drawn, sizes)
-    colours = [_PEAK if place == marked else _BAR for place in places]
+    colours = [PEAK if place == marked else BAR for place in places]
     axes.barh(places, lengths, height=0.72, color=colours, zorder=2)
     reach = max(lengths) or 1.0
     axes.set_xlim(0, reach * stretch)
@@ -107,7 +107,7 @@ def _draw(axes: Axes, result: Result, key: str, drawn: list[int], *, stretch: fl
             lengths[place] + reach * 0.01,
             place,
             f"peak {text}" if strong and key == "peak_bytes" else text,
-            color=_PEAK if strong else _SOFT,
+            color=PEAK if strong else SOFT,
             fontweight="bold" if strong else "normal",
             fontsize=8,
             va="center",
@@ -115,21 +115,21 @@ def _draw(axes: Axes, result: Result, key: str, drawn: list[int], *, stretch: fl
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
         )
     if marked is not None:
-        axes.axvline(lengths[marked], color=_PEAK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(lengths[marked], color=PEAK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yticks(list(places))
-    axes.set_yticklabels([_name(result, index) for index in drawn], fontsize=8.5, color=_INK, parse_math=False)
+    axes.set_yticklabels([_name(result, index) for index in drawn], fontsize=8.5, color=INK, parse_math=False)
     if marked is not None:
-        axes.get_yticklabels()[marked].set(color=_PEAK, fontweight="bold")
+        axes.get_yticklabels()[marked].set(color=PEAK, fontweight="bold")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.tick_params(axis="x", length=0, labelsize=8, labelcolor=_SOFT, pad=4)
+    axes.tick_params(axis="x", length=0, labelsize=8, labelcolor=SOFT, pad=4)
     axes.tick_params(axis="y", length=0, pad=5)
-    axes.grid(axis="x", color=_GRID, linewidth=0.8, zorder=0)
+    axes.grid(axis="x", color=GRID, linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
     unit_text = f"{label(result, key)}, {unit}" if unit else label(result, key)
-    axes.set_xlabel(unit_text, fontsize=8.5, color=_SOFT, labelpad=5, parse_math=False)
+    axes.set_xlabel(unit_text, fontsize=8.5, color=SOFT, labelpad=5, parse_math=False)
 
 
 def _marked(result: Result, key: str, drawn: list[int], sizes: list[float]) -> int | None:
@@ -163,11 +163,11 @@ def _write(chart: Figure, result: Result, key: str | None, remark: str | None) -
         chart.text(_EDGE / _INCHES, 1 - inches_from_top / height, text, va="top", parse_math=False, **style)
 
     what = [label(result, key)] if key else []
-    line(0.2, shorten(result.source, 80), fontsize=13, fontweight="bold", color=_INK)
-    line(0.5, shorten(" · ".join([*what, headline.setting(result)]), 120), fontsize=9.5, color=_SOFT)
+    line(0.2, shorten(result.source, 80), fontsize=13, fontweight="bold", color=INK)
+    line(0.5, shorten(" · ".join([*what, headline.setting(result)]), 120), fontsize=9.5, color=SOFT)
     if remark:
-        line(0.7, remark, fontsize=9.5, color=_SOFT)
+        line(0.7, remark, fontsize=9.5, color=SOFT)
     phrases = headline.totals(result)
     if phrases:
-        line(height - 0.52, shorten(phrases[0], 100), fontsize=9.5, fontweight="bold", color=_INK)
-        line(height - 0.31, shorten(" · ".join(phrases[1:]), 130), fontsize=9, color=_SOFT)
+        line(height - 0.52, shorten(phrases[0], 100), fontsize=9.5, fontweight="bold", color=INK)
+        line(height - 0.31, shorten(" · ".join(phrases[1:]), 130), fontsize=9, color=SOFT)

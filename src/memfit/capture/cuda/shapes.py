@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memfit.capture.layouts import same_layout
-from memfit.capture.phantom import dense
+from memfit.capture.phantom import dense, run_on_meta
 
 aten = torch.ops.aten
 
@@ -52,6 +52,25 @@ def _native_layer_norm(x: Tensor, normalized: list[int], weight: Any, bias: Any,
     return dense(tuple(x.shape), x.dtype), dense(outer, kind), dense(outer, kind)
 
 
+def _efficient_attention(q: Tensor, k: Tensor, v: Tensor, bias: Any, keeps: bool, *rest: Any, **more: Any) -> Any:
+    """Output in (batch, length, heads, size) order, and sums in blocks of 32; seed and offset stay on the host.
+
+    Source: aten/src/ATen/native/transformers/cuda/attention.cu, `_efficient_attention_forward`.
+    """
+    batch, heads, length, _ = q.shape
+    out = dense((batch, length, heads, v.shape[-1]), q.dtype).transpose(1, 2)
+    sums = dense((batch, heads, -(-length // 32) * 32 if keeps else 0), torch.float32)
+    return out, sums, dense((0,), torch.int64), dense((0,), torch.int64)
+
+
+def _cudnn_attention(q: Tensor, k: Tensor, v: Tensor, bias: Any, keeps: bool, *rest: Any, **more: Any) -> Any:
+    """As the meta kernel says, but sums only where backward wants them (`_cudnn_attention_forward`)."""
+    found = list(run_on_meta(aten._scaled_dot_product_cudnn_attention.default, (q, k, v, bias, keeps, *rest), more))
+    if not keeps:
+        found[1] = dense((0,), torch.float32)
+    return tuple(found)
+
+
 def _accumulated(dtype: torch.dtype) -> torch.dtype:
     """Type that CUDA kernels accumulate in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -62,5 +81,7 @@ CUDA_RULES: dict[Any, Callable[..., Any]] = {
     aten.cudnn_batch_norm_backward.default: _cudnn_batch_norm_backward,
     aten.native_batch_norm.default: _native_batch_norm,
     aten.native_layer_norm.default: _native_layer_norm,
+    aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
+    aten._scaled_dot_product_cudnn_attention.default: _cudnn_attention,
 }
 """Operation → rule."""
