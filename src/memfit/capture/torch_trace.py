@@ -88,7 +88,7 @@ def capture_module(
         stack.enter_context(without_dynamo())
         stack.enter_context(guarded_reads())
         if cuda is not None:
-            stack.enter_context(as_cuda(tracer, cuda))
+            stack.enter_context(as_cuda(tracer, cuda, autocast=autocast is not None))
         outputs = _run(tracer, model, args, kwargs, step)
         output_ids = [tracer.tensor_id(t) for t in tensors_in((outputs,))]
         return _graph(tracer, scopes, inputs, output_ids, source=source, training=training, strict=strict)

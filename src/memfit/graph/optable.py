@@ -330,6 +330,14 @@ OP_TABLE: dict[str, Entry] = {
     # Recurrent
     "aten.mkldnn_rnn_layer": Entry("rnn_layer", _R.RECURRENT, _mkldnn_rnn_macs),
     "aten.mkldnn_rnn_layer_backward": Entry("rnn_layer_backward", _R.BACKWARD),
+    **{
+        f"aten._scaled_dot_product_{name}_attention_backward": Entry(
+            "attention_backward", _R.BACKWARD, _attention_backward_macs
+        )
+        for name in ("flash", "efficient", "cudnn")
+    },
+    "aten._cudnn_rnn": Entry("rnn", _R.RECURRENT, _cudnn_like_rnn_macs),
+    "aten._cudnn_rnn_backward": Entry("rnn_backward", _R.BACKWARD),
     "aten.lstm": Entry("lstm", _R.RECURRENT, _cudnn_like_rnn_macs),
     "aten.gru": Entry("gru", _R.RECURRENT, _cudnn_like_rnn_macs),
     "aten._thnn_fused_lstm_cell": Entry("lstm_cell", _R.RECURRENT),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from memfit.capture.cuda.autocast import kernels
+from memfit.capture.cuda.autocast import kernels, left_alone
 from memfit.capture.cuda.device import Cuda
 from memfit.capture.cuda.routes import routes
 
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def as_cuda(tracer: Tracer, cuda: Cuda) -> Iterator[None]:
-    """Let dispatch and optimizers choose as they would for CUDA tensors."""
+def as_cuda(tracer: Tracer, cuda: Cuda, *, autocast: bool = False) -> Iterator[None]:
+    """Let dispatch and optimizers choose as they would for CUDA tensors, and autocast where it is on."""
     with ExitStack() as stack:
         library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         stack.callback(library._destroy)
         for name, kernel in routes(cuda).items():
             library.impl(name, kernel, "AutogradCPU")  # type: ignore[no-untyped-call]
-        for name, kernel in kernels().items():
-            library.impl(name, kernel, "AutocastCPU")  # type: ignore[no-untyped-call]
+        if autocast:
+            for name, kernel in kernels().items():
+                library.impl(name, kernel, "AutocastCPU")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch warns that a kernel is replaced, which is the intent
+                for name in left_alone():
+                    library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU")  # type: ignore[no-untyped-call]
         stack.enter_context(_foreach_devices())
         stack.enter_context(_host_factories(tracer))
         yield

@@ -71,6 +71,58 @@ def _cudnn_attention(q: Tensor, k: Tensor, v: Tensor, bias: Any, keeps: bool, *r
     return tuple(found)
 
 
+def _fused_rms_norm(x: Tensor, normalized: list[int], weight: Any, eps: Any) -> Any:
+    """Output, and the inverse root mean square in the accumulator's type (native/cuda/layer_norm_kernel.cu)."""
+    outer = tuple(x.shape[: len(x.shape) - len(normalized)]) + (1,) * len(normalized)
+    return dense(tuple(x.shape), x.dtype), dense(outer, _accumulated(x.dtype))
+
+
+def _native_group_norm(x: Tensor, weight: Any, bias: Any, batch: int, c: int, hw: int, groups: int, eps: float) -> Any:
+    """Output, and mean and inverse deviation in the input's type (native/group_norm.cpp)."""
+    return dense(tuple(x.shape), x.dtype), dense((batch, groups), x.dtype), dense((batch, groups), x.dtype)
+
+
+def _log_sigmoid(x: Tensor) -> Any:
+    """Output; the buffer that the CPU's backward reads is empty (native/cuda/Activation.cpp)."""
+    return same_layout(x), dense((0,), x.dtype)
+
+
+_GATES = {0: 2, 1: 2, 2: 6, 3: 5}
+"""Numbers that cuDNN is taken to keep for each hidden unit and step, by kind of recurrent layer: an estimate."""
+
+
+def _cudnn_rnn(x: Tensor, weights: list[Tensor], *rest: Any) -> Any:
+    """Output, last states, cuDNN's reserve for backward (its size is an estimate) and no weight buffer.
+
+    Source: aten/src/ATen/native/cudnn/RNN.cpp, `_cudnn_rnn`.
+    """
+    _, _, hx, cx, mode, hidden, projected, layers, batch_first, _, train, both, _, _ = rest
+    directions = 2 if both else 1
+    out = projected or hidden
+    batch, steps = (x.shape[0], x.shape[1]) if batch_first else (x.shape[1], x.shape[0])
+    output = dense((steps, batch, out * directions), x.dtype)
+    kept = layers * directions * steps * batch * hidden * _GATES[mode] * x.element_size() if train else 0
+    return (
+        output.transpose(0, 1) if batch_first else output,
+        dense(tuple(hx.shape), x.dtype),
+        dense(tuple(cx.shape) if cx is not None else (0,), x.dtype),
+        dense((kept,), torch.uint8),
+        dense((0,), x.dtype),
+    )
+
+
+def _cudnn_rnn_backward(
+    x: Tensor, weights: list[Tensor], stride: int, buffer: Any, hx: Tensor, cx: Any, *rest: Any
+) -> Any:
+    """Gradients of input, states and weights."""
+    return (
+        dense(tuple(x.shape), x.dtype),
+        dense(tuple(hx.shape), x.dtype),
+        dense(tuple(cx.shape), x.dtype) if cx is not None else None,
+        [dense(tuple(w.shape), w.dtype) for w in weights],
+    )
+
+
 def _accumulated(dtype: torch.dtype) -> torch.dtype:
     """Type that CUDA kernels accumulate in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -81,6 +133,11 @@ CUDA_RULES: dict[Any, Callable[..., Any]] = {
     aten.cudnn_batch_norm_backward.default: _cudnn_batch_norm_backward,
     aten.native_batch_norm.default: _native_batch_norm,
     aten.native_layer_norm.default: _native_layer_norm,
+    aten.native_group_norm.default: _native_group_norm,
+    aten._fused_rms_norm.default: _fused_rms_norm,
+    aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten._cudnn_rnn.default: _cudnn_rnn,
+    aten._cudnn_rnn_backward.default: _cudnn_rnn_backward,
     aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
     aten._scaled_dot_product_cudnn_attention.default: _cudnn_attention,
 }

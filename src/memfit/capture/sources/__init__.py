@@ -17,7 +17,9 @@ Loader = Callable[[str, Mapping[str, Any] | None, str | None], LoadedSource]
 _KINDS = "use torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, FILE.pt2 or a saved FILE.memfit.json"
 
 
-def load(source: str, *, args: Mapping[str, Any] | None = None, dtype: str | None = None) -> LoadedSource:
+def load(
+    source: str, *, args: Mapping[str, Any] | None = None, dtype: str | None = None, real: bool = False
+) -> LoadedSource:
     """Load a source: build its model without weights, or read its graph.
 
     >>> load("torchvision:mobilenet_v2").specs
@@ -28,12 +30,19 @@ def load(source: str, *, args: Mapping[str, Any] | None = None, dtype: str | Non
             `FILE.memfit.json`.
         args: the constructor's arguments; text is read as a Python literal where it is one.
         dtype: of weights and floating-point inputs, such as `bf16`; None keeps the model's own.
+        real: build the model truly, with weights as its constructor initialises them.
 
     Raises:
         SourceError: there is no such model or file, or it cannot be read or built.
         UsageError: the text names no kind of source, or an option does not apply to it.
         MissingExtra: the package that the source needs is not installed.
     """
+    if real:
+        _require("torch", "torch")
+        from memfit.capture.sources.build import real_weights
+
+        with real_weights():
+            return load(source, args=args, dtype=dtype)
     prefix, colon, rest = source.partition(":")
     if colon and prefix in _PREFIXES:
         if not rest:

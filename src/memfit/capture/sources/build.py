@@ -8,8 +8,9 @@ position indices on tensors, and need the values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import pairwise
 from types import FrameType
 from typing import Any
@@ -74,6 +75,29 @@ def build(constructor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     with BuildMode():
         return constructor(*args, **kwargs)
+
+
+_REAL: ContextVar[bool] = ContextVar("real weights", default=False)
+
+
+@contextmanager
+def real_weights() -> Iterator[None]:
+    """While it lasts, sources build their models truly: weights are allocated, and initialised as each model does.
+
+    The same numbers each time, and none that the caller's generator would have drawn.
+    """
+    token = _REAL.set(True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        _REAL.reset(token)
+
+
+def constructing() -> AbstractContextManager[Any]:
+    """Give the context in which a source runs a constructor: phantom weights, unless real ones were asked for."""
+    return nullcontext() if _REAL.get() else BuildMode()
 
 
 def _handler_of(func: Any) -> Handler:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memfit.capture.phantom import dense
 from memfit.capture.shim import define_missing_torchvision_schemas, import_torchvision
-from memfit.capture.sources.build import BuildMode
+from memfit.capture.sources.build import constructing
 from memfit.capture.sources.inputs import DTYPES, InputSpec
 from memfit.capture.sources.loaded import Arguments, LoadedSource, nearest, positional, without_weights
 from memfit.errors import MemfitError, SourceError
@@ -92,7 +92,7 @@ def import_torchvision_if_present() -> None:
 def construct(source: str, constructor: Callable[[], Any], dtype: str | None) -> nn.Module:
     """Run a constructor with phantom weights; its own error becomes a SourceError."""
     try:
-        with BuildMode(), warnings.catch_warnings():
+        with constructing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = constructor()
             if dtype is not None and DTYPES[dtype].is_floating_point:

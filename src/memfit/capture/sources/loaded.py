@@ -57,6 +57,10 @@ class LoadedSource:
     """Adds to a call's arguments what training needs: labels, boxes."""
     loss: Callable[[Any], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    given: Arguments | None = None
+    """The example arguments that a user's own file gives, as it made them."""
+    initialised: bool = False
+    """True where a library's constructor chose the weights, so that real ones are random."""
 
     def example(
         self, inputs: Sequence[str | InputSpec] = (), *, batch: int | None = None, training: bool = False

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from memfit.capture.shim import define_missing_torchvision_schemas
-from memfit.capture.sources.build import BuildMode
+from memfit.capture.sources.build import constructing
 from memfit.capture.sources.inputs import DTYPES, InputSpec
 from memfit.capture.sources.loaded import Arguments, LoadedSource, literal, nearest
 from memfit.errors import MemfitError, SourceError, UsageError
@@ -58,7 +58,7 @@ def load_callable(source: str, args: Mapping[str, Any] | None, dtype: str | None
         made = _call(path, getattr(module, name), {k: literal(v) for k, v in (args or {}).items()}, dtype)
     model, example = _parts(source, made)
     specs, arrange = _inputs(model, example, dtype)
-    return LoadedSource(source, model, specs=specs, arrange=arrange)
+    return LoadedSource(source, model, specs=specs, arrange=arrange, given=_call_of(example))
 
 
 def _import(path: Path) -> ModuleType:
@@ -85,7 +85,7 @@ def _call(path: Path, target: Any, args: dict[str, Any], dtype: str | None) -> A
             "this is neither a module nor something that makes one", where=str(path), received=type(target).__name__
         )
     try:
-        with BuildMode():
+        with constructing():
             made = target(**args)
             if dtype is not None:
                 parts = made if isinstance(made, tuple) else (made,)
@@ -136,10 +136,8 @@ def _inputs(model: nn.Module, example: Any, dtype: str | None) -> tuple[tuple[In
     """Describe the tensors of an example, and how to put others of other shapes in their places."""
     if example is None:
         return (), _forward_order(model)
-    if isinstance(example, Tensor):
-        example = (example,)
-    positional = not isinstance(example, Mapping)
-    call: Arguments = (tuple(example), {}) if positional else ((), dict(example))
+    call = _call_of(example)
+    assert call is not None
     leaves, shape = tree_flatten(call)
     labels = iter(_labels(model, call))
     specs = []
@@ -155,6 +153,15 @@ def _inputs(model: nn.Module, example: Any, dtype: str | None) -> tuple[tuple[In
         return args, kwargs
 
     return tuple(specs), arrange
+
+
+def _call_of(example: Any) -> Arguments | None:
+    """Give the arguments that an example stands for: one tensor, positional arguments, or keyword arguments."""
+    if example is None:
+        return None
+    if isinstance(example, Tensor):
+        return (example,), {}
+    return ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
 
 
 def _labels(model: nn.Module, call: Arguments) -> Iterator[str]:

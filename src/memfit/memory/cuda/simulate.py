@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from memfit.memory.cuda.allocator import Block, CachingAllocator, OutOfMemory, Settings
-
 from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
+from memfit.memory.cuda.allocator import Block, CachingAllocator, OutOfMemory, Settings
 from memfit.memory.cuda.workspaces import Gpu, library_workspaces, temporaries
 
 ITERATIONS = 3
