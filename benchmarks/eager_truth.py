@@ -7,6 +7,8 @@ a capture, which allocates nothing. Each network runs in a process of its own:
     python benchmarks/eager_truth.py resnet18 gpt --threads 2       # some
     python benchmarks/eager_truth.py --isa AVX2                     # with the instruction set limited
     python benchmarks/eager_truth.py --dtype bfloat16 --probe       # workspaces measured, where no rule is known
+    python benchmarks/eager_truth.py --training                     # 12 networks, SGD and Adam steps, one thread
+    python benchmarks/eager_truth.py --training --autocast --probe  # the same under bf16 autocast
     python benchmarks/eager_truth.py --write docs/eager-cpu.md      # put the table between the page's markers
 """
 
@@ -42,8 +44,12 @@ NETWORKS = (
     *(f"timm:{name}" for name in TIMM.split()),
 )
 
+TRAINED = (
+    "unet gpt conv1d resnet18 resnet50 mobilenet_v2 efficientnet_b0 densenet121 vgg11 vit_b_16 swin_t convnext_tiny"
+)
+"""Networks whose training steps have a table of their own: convolution, attention, a language model, a UNet."""
+
 CASES = ("inference, batch 1", "inference, batch 4", "SGD step, batch 2", "Adam step, batch 2")
-BEGIN, END = "<!-- eager-truth: begin -->", "<!-- eager-truth: end -->"
 ISA = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
 
 
@@ -154,7 +160,7 @@ def network(name: str) -> tuple[Any, Callable[[int], Any]]:
     return built, lambda n: torch.randn(n, 3, side, side)
 
 
-def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
+def measure_case(model: Any, x: Any, case: str, probe: bool, autocast: bool) -> dict[str, Any]:
     """Predict and measure one cell."""
     import torch
 
@@ -172,12 +178,13 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
 
     def step() -> None:
         if not training:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
                 model(x)
             return
         stepper = make([p for p in model.parameters() if p.requires_grad])
-        outputs = model(x)
-        loss = default_loss(outputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outputs = model(x)
+            loss = default_loss(outputs)
         loss.backward()
         del loss
         stepper.step()
@@ -185,7 +192,8 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
             parameter.grad = None
 
     real = measure(step)  # before the capture, which then finds what the model has cached on itself
-    graph = capture_module(model, (x,), training=training, optimizer=make, strict=False)
+    lower = torch.bfloat16 if autocast else None
+    graph = capture_module(model, (x,), training=training, optimizer=make, strict=False, autocast=lower)
     probes = None
     if probe:
         from memfit.capture.cpu_probe import probe as run_probe
@@ -208,7 +216,7 @@ def measure_case(model: Any, x: Any, case: str, probe: bool) -> dict[str, Any]:
     }
 
 
-def child(name: str, threads: list[int], dtype: str, probe: bool) -> None:
+def child(name: str, threads: list[int], dtype: str, probe: bool, autocast: bool, cases: list[str]) -> None:
     """Measure every cell of one network; one JSON line each."""
     import torch
 
@@ -217,12 +225,12 @@ def child(name: str, threads: list[int], dtype: str, probe: bool) -> None:
     model.to(getattr(torch, dtype))
     for count in threads:
         torch.set_num_threads(count)
-        for case in CASES:
+        for case in cases:
             x = make_input(int(case[-1]))
             x = x.to(getattr(torch, dtype)) if x.is_floating_point() else x
             cell = {"network": name, "threads": count, "case": case}
             try:
-                cell.update(measure_case(model, x, case, probe))
+                cell.update(measure_case(model, x, case, probe, autocast))
             except Exception as error:
                 cell["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             print(json.dumps(cell), flush=True)
@@ -250,7 +258,7 @@ def share(cell: dict[str, Any]) -> float:
     return (cell["predicted"] - cell["real"]) / cell["real"]
 
 
-def table(cells: list[dict[str, Any]], heading: str) -> str:
+def table(cells: list[dict[str, Any]], heading: str, cases: list[str]) -> str:
     """Lay the cells out: one row per network and thread count."""
     good = [c for c in cells if "error" not in c]
     exact = sum(c["predicted"] == c["real"] for c in good)
@@ -258,8 +266,8 @@ def table(cells: list[dict[str, Any]], heading: str) -> str:
     lines = [
         f"{heading}. Equal to the byte: **{exact} of {len(cells)}** cells; largest error {100 * worst:.3f} %.",
         "",
-        "| network | threads | " + " | ".join(CASES) + " |",
-        "|---|---:|" + "---:|" * len(CASES),
+        "| network | threads | " + " | ".join(cases) + " |",
+        "|---|---:|" + "---:|" * len(cases),
     ]
     rows: dict[tuple[str, int], dict[str, str]] = {}
     for cell in cells:
@@ -269,7 +277,7 @@ def table(cells: list[dict[str, Any]], heading: str) -> str:
             off = cell["predicted"] - cell["real"]
             text = f"{cell['real']:,}" + (f" ({off:+,}; {100 * share(cell):+.3f} %)" if off else " =")
         rows.setdefault((cell["network"], cell["threads"]), {})[cell["case"]] = text
-    lines += [f"| {n} | {t} | " + " | ".join(row.get(c, "") for c in CASES) + " |" for (n, t), row in rows.items()]
+    lines += [f"| {n} | {t} | " + " | ".join(row.get(c, "") for c in cases) + " |" for (n, t), row in rows.items()]
     return "\n".join(lines)
 
 
@@ -279,19 +287,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--isa", choices=sorted(ISA), help="limit the instruction set")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--training", action="store_true", help="12 networks, training steps only, its own table")
+    parser.add_argument("--autocast", action="store_true", help="run forward and loss under bf16 autocast")
     parser.add_argument("--probe", action="store_true", help="measure the workspaces of single operations")
     parser.add_argument("--write", type=Path, help="refresh the table between the markers of this page")
+    parser.add_argument("--marker", default="eager-truth", help="name of those markers")
     parser.add_argument("--totals", action="store_true", help="also compare the sum of all allocations")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    cases = [case for case in CASES if "step" in case] if options.training else list(CASES)
     if options.child:
-        child(options.child, options.threads, options.dtype, options.probe)
+        child(options.child, options.threads, options.dtype, options.probe, options.autocast, cases)
         return
+    if options.training and not options.networks:
+        options.networks = TRAINED.split()
     wanted = [n for n in NETWORKS if not options.networks or {n, n.rpartition(":")[2]} & set(options.networks)]
     cells: list[dict[str, Any]] = []
     for name in wanted:
         command = [sys.executable, __file__, "--child", name, "--dtype", options.dtype]
-        command += ["--threads", *map(str, options.threads), *(["--probe"] if options.probe else [])]
+        command += ["--threads", *map(str, options.threads)]
+        command += [f"--{flag}" for flag in ("probe", "training", "autocast") if getattr(options, flag)]
         env = {**os.environ, "KINETO_LOG_LEVEL": "99", **ISA.get(options.isa, {})}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -310,13 +325,16 @@ def main() -> None:
                     f"{cell['peak_at']}, unknown {cell['unknown']}, in all {total:+,} of {cell['real_total']:,}",
                     file=sys.stderr,
                 )
-    text = table(cells, environment(options.isa))
+    kind = "bf16 autocast, " if options.autocast else ""
+    kind += "workspaces probed, " if options.probe else ""
+    text = table(cells, kind + environment(options.isa), cases)
     print(text)
     if options.write:
+        begin, end = (f"<!-- {options.marker}: {edge} -->" for edge in ("begin", "end"))
         page = options.write.read_text()
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        options.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        options.write.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

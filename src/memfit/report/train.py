@@ -16,6 +16,7 @@ COLOURS = {
     "parameters": "#355070",
     "buffers": "#4a6b8a",
     "inputs": "#6d8aa8",
+    "kv cache": "#7a9e9f",
     "optimizer": "#6d597a",
     "gradients": "#b56576",
     "saved": "#8fb1cc",
@@ -57,7 +58,7 @@ def totals(result: Result) -> list[str]:
             phrases.append(f"does not fit {budget}: {format_bytes(t['short_bytes'])} short; {largest}")
     place = f" at {t['peak_at']}" if t.get("peak_at") else ""
     phrases.append(f"peak allocated {format_bytes(t['peak_allocated_bytes'])}{place}")
-    if t.get("peak_reserved_bytes") is not None:
+    if result.device == "cuda":
         phrases.append(f"reserved {format_bytes(t['peak_reserved_bytes'])}")
         phrases.append(f"with the context {format_bytes(t['peak_reserved_bytes'] + t['context_bytes'])}")
     phrases += [f"{name} {format_bytes(t[key])}" for key, name in _TOTALS.items() if t.get(key)]

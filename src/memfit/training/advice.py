@@ -79,7 +79,7 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Callable[[Predictor], Predicti
         yield f"--autocast {kind}", to(autocast=kind), "activations in half precision"
     for name in _LIGHTER.get(setup.optimizer, ()):
         yield f"--optimizer {name}", to(optimizer=name, kernels=None), _OPTIMIZER_COST[name]
-    if setup.kernels is None and setup.optimizer in _FUSED:
+    if setup.device == "cuda" and setup.kernels is None and setup.optimizer in _FUSED:
         yield "--kernels fused", to(kernels="fused"), "none: the same result without temporary lists"
     if setup.batch > 1:
         half = -(-setup.batch // 2)
@@ -91,7 +91,7 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Callable[[Predictor], Predicti
         )
     if not setup.set_to_none:
         yield "zero_grad(set_to_none=True)", to(set_to_none=True), "none"
-    if not setup.allocator.expandable_segments:
+    if setup.device == "cuda" and not setup.allocator.expandable_segments:
         changed = replace(setup.allocator, expandable_segments=True)
         yield "PYTORCH_ALLOC_CONF=expandable_segments:True", to(allocator=changed), "none: less fragmentation"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.errors import UsageError
 from memfit.graph.model import Graph, Op, StorageKind
 from memfit.memory.cuda.simulate import Run, Simulation, simulate
+from memfit.training.cpu import simulate_on_cpu
 from memfit.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class Predictor:
             kept = setup.accumulate > 1 or not setup.set_to_none
             later = self._capture(setup, accumulating=True) if kept else None
             run = Run(first, later, setup.accumulate, setup.set_to_none)
-            found = self.known[setup] = Prediction(setup, first, simulate(run, setup.allocator))
+            found = self.known[setup] = Prediction(
+                setup,
+                first,
+                simulate(run, setup.allocator) if setup.device == "cuda" else simulate_on_cpu(run),
+            )
         return found
 
     def checkpoint_paths(self, setup: Setup, chosen: str) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class Setup:
     """Compute capability of the GPU; None is 8.0."""
     allocator: Settings = field(default_factory=Settings)
     """Settings of the caching allocator."""
+    context_bytes: int | None = None
+    """What the CUDA context takes, where it was measured; None estimates it."""
 
     def check(self) -> None:
         """Refuse what cannot be.

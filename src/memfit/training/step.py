@@ -46,7 +46,7 @@ def predict_step(
             "the budget must be at least one byte", where="--budget", received=str(budget_bytes), todo="such as 24GiB"
         )
     setup.check()
-    context = context_bytes(setup.capability)
+    context = _context(setup)
     room = None if budget_bytes is None else budget_bytes - context
     notes: list[str] = []
     if checkpoint == AUTO:
@@ -79,9 +79,9 @@ def predict_step(
             for t in (prediction.graph.tensors[i] for i in prediction.graph.inputs)
         ),
         per="category",
-        memory="cuda",
+        memory="cuda" if setup.device == "cuda" else "eager",
         training=True,
-        device="cuda",
+        device=setup.device,
         rows=_rows(prediction),
         totals=totals,
         notes=(*prediction.graph.notes, *notes, *_notes(prediction)),
@@ -166,6 +166,7 @@ WHAT = {
     "parameters": "weights and biases",
     "buffers": "running statistics, tables",
     "inputs": "one batch",
+    "kv cache": "keys and values of earlier tokens",
     "optimizer": "the optimizer's state",
     "gradients": "of the parameters",
     "saved": "activations that backward needs",
@@ -201,9 +202,18 @@ def _advice(idea: Idea, now: Prediction, room: int | None) -> dict[str, Any]:
     }
 
 
+def _context(setup: Setup) -> int:
+    """Give what the process takes of the device outside of the allocator: measured, estimated, or none on the CPU."""
+    if setup.device == "cpu":
+        return 0
+    return context_bytes(setup.capability) if setup.context_bytes is None else setup.context_bytes
+
+
 def _notes(prediction: Prediction) -> list[str]:
-    found = notes_of(prediction.graph)
     setup = prediction.setup
+    found = list(prediction.simulation.notes)
+    if setup.device == "cuda":
+        found += notes_of(prediction.graph, setup.context_bytes)
     if setup.accumulate > 1:
         found.append(
             f"{setup.accumulate} micro-batches of {setup.batch} make one step: {setup.accumulate * setup.batch} samples"

@@ -9,17 +9,22 @@ only cuDNN knows is not counted, and the context is outside of the allocator.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from memfit.graph.model import BEFORE, Graph, StorageKind
 from memfit.memory.cuda.context import context_note
-from memfit.memory.cuda.simulate import Run, simulate
+from memfit.memory.cuda.simulate import Run, Simulation, simulate
 from memfit.memory.cuda.workspaces import UNCOUNTED
 from memfit.memory.model import Figures, View
+
+if TYPE_CHECKING:
+    from memfit.memory.cuda.allocator import Settings
 
 
 def figures(view: View) -> Figures:
     """Give the allocated bytes at each operation, and the peaks of allocated and reserved."""
     graph = view.graph
-    found = simulate(Run(graph), view.options.allocator, iterations=1 if uses_cache(graph) else 2)
+    found = simulated(graph, view.options.allocator)
     return Figures(
         found.per_op,
         found.peak_allocated_bytes,
@@ -32,18 +37,26 @@ def figures(view: View) -> Figures:
     )
 
 
+def simulated(graph: Graph, settings: Settings | None = None) -> Simulation:
+    """Run a graph through the allocator: twice, or once where it takes over what only one run can."""
+    return simulate(Run(graph), settings, iterations=1 if uses_cache(graph) else 2)
+
+
 def uses_cache(graph: Graph) -> bool:
     """Tell whether the run takes over activations of an earlier one: a language model's keys and values."""
     return any(s.birth == BEFORE and s.kind is StorageKind.ACTIVATION for s in graph.storages)
 
 
-def notes(graph: Graph) -> list[str]:
-    """Say what the figures leave out."""
+def notes(graph: Graph, context: int | None = None) -> list[str]:
+    """Say what the figures leave out; `context` is what the CUDA context was measured to take."""
     found = []
     if graph.environment.get("device") != "cuda":
         found.append("captured as the CPU runs it: capture with --device cuda for the kernels that a GPU takes")
     uncounted = sorted({op.kind for op in graph.ops if op.target in UNCOUNTED})
     if uncounted:
         found.append(f"workspaces that only cuDNN knows are not counted: {', '.join(uncounted)}")
-    found.append(context_note(str(graph.environment.get("capability", "8.0"))))
+    if uses_cache(graph):
+        found.append("reserved is of this step alone: a process that ran the prefill keeps what that reserved")
+    if context is None:
+        found.append(context_note(str(graph.environment.get("capability", "8.0"))))
     return found
