@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfit.analysis.result import Profile, TrainingStep
-from memfit.capture.entry import capture
+from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
 from memfit.graph.io import load as load_graph
@@ -59,6 +60,10 @@ def profile(
     probe: bool = False,
     estimate: bool = False,
     threads: int | None = None,
+    phase: str | None = None,
+    context: int | None = None,
+    budget: int | str | None = None,
+    progress: Callable[[str], None] | None = None,
     save_graph: str | Path | None = None,
     loss: Callable[[Any], Tensor] | None = None,
     optimizer: Callable[[Any], Any] | None = None,
@@ -74,7 +79,8 @@ def profile(
         source: as for `memfit.capture`.
         inputs: as for `memfit.capture`.
         per: what a row is: layer, block, module, op or tensor.
-        memory: the memory model: eager (default), ideal, mcunet, tinytl, autograd, cuda, tensors (default per tensor).
+        memory: the memory model: eager (default), ideal, mcunet, tinytl, autograd, cuda (default with a phase), tensors
+            (default per tensor).
         training: profile forward, loss and backward; `autograd` and `tinytl` imply it.
         device: cpu, or cuda: what a GPU would run, on a machine without one. None is cuda for the memory model
             `cuda`, else cpu.
@@ -94,6 +100,11 @@ def profile(
         probe: `eager`: run each distinct operation once on real tensors, for workspaces without a rule.
         estimate: let operations that the op table lacks pass, with a note.
         threads: CPU threads to predict for.
+        phase: of a language model that generates: prefill, the whole context at once, or decode, its last token.
+        context: tokens of each sequence, the new one included; None is the model's own limit, 4096 at the most.
+        budget: what the GPU has, in bytes or as text such as 24GiB: whether the phase fits, and the largest context
+            and batch that do.
+        progress: is told what is being captured for the budget.
         save_graph: keep the captured graph in this `.memfit.json` file, which is replaced if it exists.
         loss: outputs → scalar, for training.
         optimizer: parameters → optimizer, to capture its first step too.
@@ -101,7 +112,7 @@ def profile(
     Raises:
         MemfitError: what failed, where, what was received and what to do; see `memfit.capture`.
     """
-    memory = memory or ("tensors" if per == "tensor" else "eager")
+    memory = memory or ("tensors" if per == "tensor" else "eager" if phase is None else "cuda")
     model = memory_model(memory)
     device = device or ("cuda" if memory == "cuda" else "cpu")
     if device not in ("cpu", "cuda"):
@@ -120,22 +131,27 @@ def profile(
             received=dtype,
             todo="use --memory mcunet, which counts int8 activations, or fp32, fp16 or bf16",
         )
+    _check_generation(phase, memory, budget)
     saved = isinstance(source, str) and source.endswith(SUFFIX)  # its pass was chosen when it was captured
-    graph = capture(
-        source,
-        inputs,
-        training=training or (not saved and (model.of_training or optimizer is not None)),
-        loss=loss,
-        optimizer=optimizer,
-        dtype=None if dtype == "int8" else dtype,
-        batch=batch,
-        args=args,
-        threads=threads,
-        estimate=estimate,
-        device=device,
-        capability=capability,
-        autocast=autocast,
+    opened = (
+        source if isinstance(source, Graph) else open_model(source, dtype=None if dtype == "int8" else dtype, args=args)
     )
+    options: dict[str, Any] = {
+        "threads": threads, "estimate": estimate, "device": device, "capability": capability, "autocast": autocast,
+    }  # fmt: skip
+    if isinstance(opened, Graph):
+        graph = opened
+    else:
+        graph = opened.capture(
+            inputs,
+            training=training or (not saved and (model.of_training or optimizer is not None)),
+            loss=loss,
+            optimizer=optimizer,
+            batch=batch,
+            phase=phase,
+            context=context,
+            **options,
+        )
     if save_graph is not None:
         from memfit.graph.io import save
 
@@ -145,7 +161,7 @@ def profile(
         from memfit.capture.cpu_probe import probe as measure
 
         probes = measure(graph)
-    return profile_graph(
+    result = profile_graph(
         graph,
         per=per,
         memory=memory,
@@ -159,6 +175,45 @@ def profile(
         probes=probes,
         allocator=_settings(alloc_conf),
     )
+    if budget is None or phase is None or isinstance(opened, Graph):
+        return result
+    from memfit.training.generation import Fit
+    from memfit.units import parse_bytes
+
+    fit = Fit(
+        opened,
+        phase,
+        batch or 1,
+        int(graph.environment["context"]),
+        parse_bytes(budget) if isinstance(budget, str) else budget,
+        options,
+        _settings(alloc_conf),
+        progress or _silent,
+    )
+    fit.know(graph)
+    return replace(result, totals={**result.totals, **fit.totals()})
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
+def _check_generation(phase: str | None, memory: str, budget: int | str | None) -> None:
+    """Refuse a phase with a model of training, and a budget without a phase or under another memory model."""
+    if phase is not None and memory_model(memory).of_training:
+        raise UsageError(
+            f"{memory} is of training, and generation trains nothing",
+            where="--memory",
+            received=f"{memory}, with --phase {phase}",
+            todo="use --memory cuda, eager or ideal",
+        )
+    if budget is not None and (phase is None or memory != "cuda"):
+        raise UsageError(
+            "a profile has a budget for a language model's phase on a GPU",
+            where="--budget",
+            received=f"{budget}, with --memory {memory}" + ("" if phase else " and without --phase"),
+            todo="add --phase prefill or --phase decode, or ask memfit train --budget or memfit check --max-peak",
+        )
 
 
 def _settings(text: str | None) -> Settings | None:
@@ -187,6 +242,7 @@ def train(
     train_only: str | None = None,
     set_to_none: bool = True,
     alloc_conf: str | None = None,
+    cuda_context: int | str | None = None,
     advice: bool = True,
     args: Mapping[str, Any] | None = None,
     loss: Callable[[Any], Tensor] | None = None,
@@ -217,6 +273,7 @@ def train(
         train_only: which parameters train: bias, norm, or a regular expression.
         set_to_none: whether `zero_grad` drops the gradients.
         alloc_conf: the allocator's settings, as in PYTORCH_ALLOC_CONF.
+        cuda_context: what the CUDA context takes, where it was measured; None estimates it.
         advice: look for what would help, where there is a budget.
         args: arguments of the source's constructor.
         loss: outputs → scalar.
@@ -245,6 +302,7 @@ def train(
         device=device,
         capability=capability,
         allocator=_settings(alloc_conf) or Settings(),
+        context_bytes=parse_bytes(cuda_context) if isinstance(cuda_context, str) else cuda_context,
     )
     predictor = Predictor(source, inputs, args=args, loss=loss, estimate=estimate)
     if progress is not None:

@@ -15,6 +15,8 @@ from memfit.graph.model import Graph
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from memfit.capture.sources.generation import Generation
+
     Inputs = str | Sequence[str] | Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -88,6 +90,8 @@ class Model:
         train_only: str | None = None,
         steady: bool = False,
         accumulating: bool = False,
+        phase: str | None = None,
+        context: int | None = None,
     ) -> Graph:
         """Capture one run.
 
@@ -107,10 +111,12 @@ class Model:
             train_only: which parameters train: bias, norm, or a regular expression that names contain.
             steady: the optimizer's state exists before the step, as in every step but the first.
             accumulating: gradients exist before the step, as in every micro-batch but the first.
+            phase: of a language model that generates: prefill or decode.
+            context: tokens of each of its sequences, the new one included; see `Generation`.
         """
         loaded = self.loaded
         if loaded.graph is not None:
-            _refuse_options(loaded, inputs=inputs, batch=batch, training=training)
+            _refuse_options(loaded, inputs=inputs, batch=batch, training=training, phase=phase, context=context)
             return loaded.graph
         assert loaded.model is not None  # one of the two is there
 
@@ -119,7 +125,12 @@ class Model:
         from memfit.capture.sources.inputs import DTYPES
         from memfit.capture.torch_trace import capture_module
 
-        example = _example(loaded, inputs, batch=batch, training=training, dtype=self.dtype)
+        generation = None
+        if phase is not None or context is not None:
+            generation = self.generation(phase, context, batch=batch, inputs=inputs, training=training)
+            example = generation.example()
+        else:
+            example = _example(loaded, inputs, batch=batch, training=training, dtype=self.dtype)
         with _threads(threads), _dtype_of(loaded.model, self.dtype), frozen(loaded.model, train_only):
             graph = capture_module(
                 loaded.model,
@@ -135,9 +146,48 @@ class Model:
                 checkpoint=checkpoint_paths(loaded.model, checkpoint),
                 steady=steady,
                 accumulating=accumulating,
+                carried=generation,
                 cuda=Cuda.parse(capability) if device == "cuda" else None,
             )
+        if generation is not None:
+            chosen = {"phase": generation.phase, "context": generation.context}
+            graph = replace(
+                graph, environment={**graph.environment, **chosen}, notes=(*generation.notes(), *graph.notes)
+            )
         return replace(graph, notes=(*loaded.notes, *graph.notes)) if loaded.notes else graph
+
+    def generation(
+        self,
+        phase: str | None,
+        context: int | None = None,
+        *,
+        batch: int | None = None,
+        inputs: Inputs | None = None,
+        training: bool = False,
+    ) -> Generation:
+        """Make the call of a language model that generates; arguments as for `capture`.
+
+        Raises:
+            UsageError: no phase, inputs or training beside one, or a source without phases.
+        """
+        from memfit.capture.sources.generation import PHASES, Generation
+
+        for option, given in (("--input", inputs is not None), ("--training", training)):
+            if given:
+                raise UsageError(
+                    f"{option} and --phase do not go together: generation has inputs and a pass of its own",
+                    where=option,
+                    received=f"--phase {phase}" if phase else f"--context {context}",
+                    todo=f"leave out {option}, and give --batch and --context",
+                )
+        if phase is None:
+            raise UsageError(
+                "--context is of a phase of generation",
+                where="--context",
+                received=f"{context}, without --phase",
+                todo=f"add --phase {' or --phase '.join(PHASES)}",
+            )
+        return Generation(self.loaded, phase, context, batch)
 
 
 def checkpoint_paths(model: nn.Module, chosen: str | Sequence[str]) -> tuple[str, ...]:

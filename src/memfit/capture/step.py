@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,20 @@ from memfit.capture.recording import tensors_in
 from memfit.capture.tracer import Tracer
 from memfit.errors import CaptureError
 from memfit.graph.model import BEFORE, Phase, StorageKind
+from memfit.memory.kv_cache import PAST
+
+
+class Carried(Protocol):
+    """What an inference run takes over from an earlier one and leaves to the next: a language model's cache."""
+
+    def prepare(self) -> None:
+        """Run what comes earlier; it is not recorded."""
+
+    def held(self) -> Mapping[str, Tensor]:
+        """Give what is held now, by name."""
+
+    def check_filled(self) -> None:
+        """Raise where a run left nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +54,21 @@ class Step:
     """The optimizer's state exists before the step, as in every step but the first."""
     accumulating: bool = False
     """Gradients exist before the step, as in every micro-batch but the first."""
+    carried: Carried | None = None
+    """What exists before a run of inference and after it."""
 
 
 def run(tracer: Tracer, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], step: Step) -> Any:
     """Run the step under the tracer and return the model's outputs."""
     if not step.training:
-        with torch.no_grad(), tracer, _autocast(step.autocast):
-            return model(*args, **kwargs)
+        with torch.no_grad():
+            if step.carried is not None:
+                _take_over(tracer, step.carried, step.autocast)
+            with tracer, _autocast(step.autocast):
+                outputs = model(*args, **kwargs)
+            if step.carried is not None:
+                _leave(tracer, step.carried)
+            return outputs
     with torch.enable_grad(), checkpointed(tracer, step.checkpoint):
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = step.optimizer(parameters) if step.optimizer else None
@@ -151,6 +173,26 @@ def _take_a_step(tracer: Tracer, optimizer: Any, parameters: list[Any]) -> None:
             tracer.keep_on_host(state)
         if not is_phantom(state):
             tracer.know(state)
+
+
+def _take_over(tracer: Tracer, carried: Carried, autocast: torch.dtype | None) -> None:
+    """Run what comes earlier, and register what it leaves."""
+    with tracer.unrecorded(Phase.FORWARD) as other, _autocast(autocast):
+        carried.prepare()
+    held = carried.held()
+    _exist(tracer, held.values(), StorageKind.ACTIVATION)
+    for name, tensor in held.items():
+        tracer.name(tensor, PAST + name)
+        if other.is_on_host(tensor):
+            tracer.keep_on_host(tensor)
+
+
+def _leave(tracer: Tracer, carried: Carried) -> None:
+    """Name what is held after the run, and hold it to the end."""
+    carried.check_filled()
+    for name, tensor in carried.held().items():
+        tracer.name(tensor, name)
+        tracer.leaves(tensor)
 
 
 def _exist(tracer: Tracer, tensors: Iterable[Tensor], kind: StorageKind) -> None:

@@ -22,7 +22,7 @@ from memfit.capture.cuda import Cuda, as_cuda
 from memfit.capture.dynamo import without_dynamo
 from memfit.capture.recording import tensors_in
 from memfit.capture.shim import operators_present
-from memfit.capture.step import Step, run
+from memfit.capture.step import Carried, Step, run
 from memfit.capture.tracer import Tracer
 from memfit.capture.worst_case import guarded_reads
 from memfit.errors import CaptureError, MemfitError
@@ -47,6 +47,7 @@ def capture_module(
     checkpoint: Sequence[str] = (),
     steady: bool = False,
     accumulating: bool = False,
+    carried: Carried | None = None,
     cuda: Cuda | None = None,
 ) -> Graph:
     """Run a model once on phantom tensors and return its graph.
@@ -64,6 +65,7 @@ def capture_module(
         checkpoint: paths of the modules whose activations backward computes again.
         steady: the optimizer's state exists before the step, as in every step but the first.
         accumulating: gradients exist before the step, as in every micro-batch but the first.
+        carried: what exists before a run of inference and after it, such as a language model's cache.
         cuda: trace what that GPU would run; None traces the CPU.
         strict: False gives operations that the op table lacks the kind `unknown` and no MACs, with a note.
 
@@ -73,7 +75,7 @@ def capture_module(
         UnsupportedOp: an operation that the op table lacks.
     """
     kwargs = dict(kwargs or {})
-    step = Step(training, loss, optimizer, autocast, tuple(checkpoint), steady, accumulating)
+    step = Step(training, loss, optimizer, autocast, tuple(checkpoint), steady, accumulating, carried)
     tracer = Tracer(model, cuda)
     with ExitStack() as stack:
         stack.enter_context(unchanged(tracer))
@@ -195,7 +197,7 @@ def _graph(
                 raw.kwargs,
             )
         )
-    kept = {tensors[t].storage for t in outputs}
+    kept = {tensors[t].storage for t in outputs} | tracer.leaving
     storages = tuple(
         Storage(
             sid,

@@ -82,6 +82,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, cuda: Cuda | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.cuda = cuda
+        self.leaving: set[int] = set()
+        """Storages that outlive the run without being outputs."""
         self.host: set[int] = set()
         """Storages in the host's memory, while a capture for another device runs."""
         self.placement = Placement()
@@ -129,7 +131,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.host.add(sid)
         cdata = storage._cdata
         self._sids[cdata] = sid
-        if birth == BEFORE:
+        if birth == BEFORE and kind is not StorageKind.ACTIVATION:  # an earlier run's activations end in this one
             self._held.append(storage)  # a model may drop a buffer; its address must not be taken for another's
             return sid
         ref = _StorageRef(storage, self._on_death)
@@ -181,6 +183,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raw = bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
             self.constants[tid] = base64.b64encode(raw).decode()
 
+    def name(self, tensor: Tensor, name: str) -> None:
+        """Name the value that a tensor holds now."""
+        tid = self.tensor_id(tensor)
+        self.tensors[tid] = self.tensors[tid]._replace(name=name)
+
+    def leaves(self, tensor: Tensor) -> None:
+        """Say that a tensor outlives the run."""
+        self.leaving.add(self._sids[tensor.untyped_storage()._cdata])
+
     def knows(self, tensor: Tensor) -> bool:
         """Tell whether the tensor's storage has a number."""
         return tensor.untyped_storage()._cdata in self._sids
@@ -205,11 +216,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.host.add(self._sids[tensor.untyped_storage()._cdata])
 
     @contextmanager
-    def unrecorded(self) -> Iterator[Tracer]:
-        """Answer an optimizer's step without a trace of it: another tracer takes it, and is thrown away."""
+    def unrecorded(self, phase: Phase = Phase.STEP) -> Iterator[Tracer]:
+        """Answer what ran earlier without a trace of it: another tracer takes it, and is thrown away."""
         other = Tracer(nn.Module(), self.cuda)
         other.placement = self.placement
-        other.phase = Phase.STEP
+        other.phase = phase
         with other:
             yield other
         self.notes |= other.notes

@@ -16,6 +16,7 @@ from memfit.errors import UsageError
 MEMORY = ("eager", "ideal", "mcunet", "tinytl", "autograd", "cuda", "tensors")
 PER = ("layer", "block", "module", "op", "tensor")
 DTYPES = ("fp32", "fp16", "bf16", "int8")
+PHASES = ("prefill", "decode")
 _COUNT = click.IntRange(min=1)
 _BITS = click.IntRange(min=1, max=64)
 
@@ -43,6 +44,9 @@ _BITS = click.IntRange(min=1, max=64)
 @click.option("--probe", is_flag=True, help="Run each distinct operation once, for workspaces without a rule.")
 @click.option("--estimate", is_flag=True, help="Estimate operations that memfit does not know, and say so.")
 @click.option("--threads", metavar="N", type=_COUNT, help="Threads that the CPU's workspaces are counted for.")
+@click.option("--phase", type=click.Choice(PHASES), help="A language model's prompt, or its next token.")
+@click.option("--context", metavar="N", type=_COUNT, help="Tokens of each sequence; up to 4096 unless given.")
+@click.option("--budget", metavar="SIZE", help="With --phase: does it fit, and what context and batch do?")
 @click.option(
     "--save-graph", metavar="FILE", type=click.Path(path_type=Path), help="Keep the captured graph: FILE.memfit.json."
 )
@@ -55,6 +59,7 @@ def command(
     inputs: tuple[str, ...],
     no_fold: bool,
     no_inplace_depthwise: bool,
+    budget: str | None,
     save_graph: Path | None,
     sort: str | None,
     top: int | None,
@@ -83,11 +88,17 @@ def command(
         given["inputs"] = list(inputs)
     if save_graph is not None:
         given["save_graph"] = save_graph
+    if budget is not None:
+        from memfit.cli.train import read_budget
+
+        given["budget"] = read_budget(budget)
 
     from memfit import api
     from memfit.analysis.select import select
 
-    with busy(f"profiling {source}"):
+    with busy(f"profiling {source}") as report:
+        if budget is not None:
+            given["progress"] = report
         whole = api.profile(
             source, args=constructor, fold=not no_fold, inplace_depthwise=not no_inplace_depthwise, **given
         )

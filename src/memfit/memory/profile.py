@@ -14,6 +14,7 @@ from memfit.analysis.values import FORWARD, is_kept_copy
 from memfit.errors import UsageError
 from memfit.graph.model import ITEMSIZE, Graph, Phase
 from memfit.graph.optable import Role, role
+from memfit.memory import kv_cache
 from memfit.memory.model import Figures, MemoryModel, Options, View
 from memfit.memory.registry import memory_model
 from memfit.memory.tensors import allocated_bytes, listed
@@ -382,6 +383,10 @@ class _Report:
         totals["parameter_bytes"] = sum(t.nbytes for kind, t in state if kind == "parameter")
         totals["buffer_bytes"] = sum(t.nbytes for kind, t in state if kind == "buffer")
         totals["model_bytes"] = self._model_bytes(frozen_bits, totals["parameter_bytes"] + totals["buffer_bytes"])
+        totals.update(kv_cache.totals(graph))
+        if "peak_allocated_bytes" in totals and "kv_cache_bytes" in totals:
+            lasting = totals["parameter_bytes"] + totals["kv_cache_bytes"]
+            totals["activation_peak_bytes"] = totals["peak_allocated_bytes"] - lasting
         return totals
 
     def _memory_totals(self) -> Row:
@@ -419,7 +424,7 @@ class _Report:
         return (bits + 7) // 8
 
     def notes(self, per: str) -> tuple[str, ...]:
-        notes = dict.fromkeys((*self.graph.notes, *self.figures.notes))
+        notes = dict.fromkeys((*self.graph.notes, *self.figures.notes, *kv_cache.notes(self.graph)))
         if self.samples > 1:
             notes[f"activations and their bytes are of {self.samples} samples"] = None
         if self.graph.training and per not in ("op", "tensor"):

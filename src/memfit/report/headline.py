@@ -17,6 +17,7 @@ _LABELS = {
     "buffer_bytes": "buffers",
     "model_bytes": "model",
     "input_bytes": "input",
+    "context_bytes": "CUDA context",
 }
 
 
@@ -42,7 +43,9 @@ def setting(result: Result) -> str:
 
 
 def _conditions(result: Result) -> list[str]:
-    return ["training" if result.training else "inference", result.device, f"per {result.per}"]
+    phase, context = (result.environment.get(key) for key in ("phase", "context"))
+    what = "training" if result.training else "inference" if phase is None else f"{phase}, context {context:,}"
+    return [what, result.device, f"per {result.per}"]
 
 
 def title(result: Result) -> str:
@@ -74,17 +77,35 @@ def totals(result: Result) -> list[str]:
 
 
 def _totals(result: Result) -> list[str]:
-    phrases = [first] if (first := peak(result)) else []
+    phrases = [*_answer(result), *([first] if (first := peak(result)) else [])]
     for key in ("saved_bytes", "allocated_bytes"):
         phrase = f"{label(result, key)} {_size(result, key)}"
         if result.totals.get(key) is not None and not (first or "").startswith(phrase):
             phrases.append(phrase)
     phrases += [f"{name} {_size(result, key)}" for key, name in _LABELS.items() if _has(result, key)]
-    others = [key for key in result.totals if key.endswith("_bytes") and key not in _LABELS and key not in COLUMNS]
+    told = {*_LABELS, *COLUMNS, *_ANSWERED}
+    others = [key for key in result.totals if key.endswith("_bytes") and key not in told]
     phrases += [
         f"{key.removesuffix('_bytes').replace('_', ' ')} {_size(result, key)}" for key in others if _has(result, key)
     ]
     return phrases
+
+
+_ANSWERED = ("budget_bytes", "short_bytes")
+
+
+def _answer(result: Result) -> list[str]:
+    """Say first whether a language model's phase fits its budget, and what does."""
+    t = result.totals
+    if t.get("fits") is None:
+        return []
+    budget = format_bytes(t["budget_bytes"])
+    fits = f"fits {budget}" if t["fits"] else f"does not fit {budget}: {format_bytes(t['short_bytes'])} short"
+    return [
+        fits,
+        f"largest context at this batch {t['max_context']:,}" if t["max_context"] else "no context fits at this batch",
+        f"largest batch at this context {t['max_batch']:,}" if t["max_batch"] else "no batch fits at this context",
+    ]
 
 
 def lines(result: Result) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
+from memfit.memory import kv_cache
 from memfit.memory.cuda.allocator import Block, CachingAllocator, OutOfMemory, Settings
 from memfit.memory.cuda.workspaces import Gpu, library_workspaces, temporaries
 
@@ -20,12 +21,14 @@ ITERATIONS = 3
 """Times that the graph is run: from the third on nothing changes any more."""
 
 CATEGORIES = (
-    "parameters", "buffers", "inputs", "optimizer", "gradients", "saved", "activations", "temporaries", "libraries",
+    "parameters", "buffers", "inputs", "kv cache", "optimizer", "gradients", "saved", "activations", "temporaries",
+    "libraries",
 )  # fmt: skip
 """What a block holds: `saved` are the activations that autograd keeps, `activations` all others, `temporaries` what a
-kernel needs while it runs, `libraries` the workspaces that cuBLAS keeps."""
+kernel needs while it runs, `libraries` the workspaces that cuBLAS keeps, `kv cache` what a language model keeps
+between two tokens."""
 
-_OF_KIND = {
+CATEGORY_OF_KIND = {
     StorageKind.PARAMETER: "parameters",
     StorageKind.BUFFER: "buffers",
     StorageKind.INPUT: "inputs",
@@ -82,6 +85,8 @@ class Simulation:
     """How often the allocator had to give cached segments back."""
     shortfall: OutOfMemory | None = None
     """Where the run did not fit the allocator's capacity: what was asked for; the figures end there."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
     @cached_property
     def peak_op(self) -> int:
@@ -104,6 +109,7 @@ class _Simulator:
         self.gradients: list[tuple[Block, str]] = []
         self.libraries: set[str] = set()
         self.has_state = False
+        self.past: dict[int, tuple[Block, str]] = {}
         self.passes: dict[int, _Pass] = {}
 
     def run(self, iterations: int) -> Simulation:
@@ -160,8 +166,13 @@ class _Simulator:
         host = set(graph.host)
         for sid in placement_order(graph):
             storage = graph.storages[sid]
-            if sid not in host:
-                self._take(storage.nbytes, _OF_KIND.get(storage.kind, "buffers"))
+            if sid in host:
+                continue
+            if storage.kind is StorageKind.ACTIVATION:  # an earlier run's, which this one may drop
+                if (taken := self._take(storage.nbytes, "kv cache")) is not None:
+                    self.past[sid] = taken
+            else:
+                self._take(storage.nbytes, CATEGORY_OF_KIND.get(storage.kind, "buffers"))
 
     def _drop_gradients(self) -> None:
         for held in self.gradients:
@@ -179,7 +190,7 @@ class _Simulator:
         if lives is None:
             lives = self.passes[id(graph)] = _Pass(graph)
         allocator, storages, phases = self.allocator, graph.storages, lives.phases
-        held: dict[int, tuple[Block, str]] = {}
+        held, self.past = self.past, {}
         for index in range(len(graph.ops)):
             if phases[index] is Phase.STEP:
                 if not steps:
@@ -231,14 +242,19 @@ class _Pass:
         self.state: list[int] = []
         saved = {graph.tensors[t].storage for op in graph.ops for t in op.saved}
         self.category: dict[int, str] = {}
+        cached = kv_cache.storages(graph)
         for sid, nbytes, kind, birth, death, _ in graph.storages:
             if sid in host or not nbytes:
                 continue
             if birth == BEFORE:
                 if kind is StorageKind.OPTIMIZER:
                     self.state.append(sid)
+                elif kind is StorageKind.ACTIVATION and death < count:
+                    self.deaths[max(death, 0)].append(sid)
                 continue
-            self.category[sid] = _OF_KIND.get(kind) or ("saved" if sid in saved else "activations")
+            self.category[sid] = CATEGORY_OF_KIND.get(kind) or (
+                "saved" if sid in saved else "kv cache" if sid in cached else "activations"
+            )
             self.births[min(birth, count)].append(sid)
             if death < count:
                 self.deaths[max(death, birth + 1)].append(sid)
