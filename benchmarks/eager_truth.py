@@ -160,7 +160,7 @@ def network(name: str) -> tuple[Any, Callable[[int], Any]]:
     return built, lambda n: torch.randn(n, 3, side, side)
 
 
-def measure_case(model: Any, x: Any, case: str, probe: bool, autocast: bool) -> dict[str, Any]:
+def measure_case(model: Any, x: Any, case: str, *, probe: bool, autocast: bool) -> dict[str, Any]:
     """Predict and measure one cell."""
     import torch
 
@@ -216,7 +216,7 @@ def measure_case(model: Any, x: Any, case: str, probe: bool, autocast: bool) -> 
     }
 
 
-def child(name: str, threads: list[int], dtype: str, probe: bool, autocast: bool, cases: list[str]) -> None:
+def child(name: str, threads: list[int], dtype: str, *, probe: bool, autocast: bool, cases: list[str]) -> None:
     """Measure every cell of one network; one JSON line each."""
     import torch
 
@@ -230,7 +230,7 @@ def child(name: str, threads: list[int], dtype: str, probe: bool, autocast: bool
             x = x.to(getattr(torch, dtype)) if x.is_floating_point() else x
             cell = {"network": name, "threads": count, "case": case}
             try:
-                cell.update(measure_case(model, x, case, probe, autocast))
+                cell.update(measure_case(model, x, case, probe=probe, autocast=autocast))
             except Exception as error:
                 cell["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             print(json.dumps(cell), flush=True)
@@ -297,7 +297,9 @@ def main() -> None:
     options = parser.parse_args()
     cases = [case for case in CASES if "step" in case] if options.training else list(CASES)
     if options.child:
-        child(options.child, options.threads, options.dtype, options.probe, options.autocast, cases)
+        child(
+            options.child, options.threads, options.dtype, probe=options.probe, autocast=options.autocast, cases=cases
+        )
         return
     if options.training and not options.networks:
         options.networks = TRAINED.split()

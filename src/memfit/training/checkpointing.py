@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from memfit.analysis.blocks import blocks
 from memfit.analysis.layers import layers
 from memfit.analysis.values import FORWARD
+from memfit.errors import CaptureError
 from memfit.graph.model import Graph, StorageKind
 from memfit.training.predict import Prediction, Predictor
 from memfit.training.setup import Setup
@@ -49,6 +50,26 @@ def _within(path: str, name: str) -> bool:
     return path == name or path.startswith(f"{name}.")
 
 
+def accepted(graph: Graph, found: list[Candidate], attempt: Callable[[tuple[str, ...]], object]) -> list[Candidate]:
+    """Leave out what cannot be checkpointed: a block that fails when it runs again, and all of its class.
+
+    A block fails so where its input is a list that others add to meanwhile, as in DenseNet.
+    """
+    classes = {scope.path: scope.class_name for scope in graph.scopes}
+    while found:
+        try:
+            attempt(in_order(graph, found))
+        except CaptureError as error:
+            where = (error.where or "").partition(" ")[0]
+            culprit = next((c.path for c in found if _within(where, c.path)), None)
+            if culprit is None:
+                return []
+            found = [c for c in found if classes[c.path] != classes[culprit]]
+        else:
+            break
+    return found
+
+
 def choose(predictor: Predictor, setup: Setup, room: int | None) -> Prediction:
     """Checkpoint as few blocks as bring the reserved peak within the room, those first that save most per MAC.
 
@@ -59,13 +80,14 @@ def choose(predictor: Predictor, setup: Setup, room: int | None) -> Prediction:
     if room is not None and plain.peak_reserved_bytes <= room:
         return plain
     order = sorted(candidates(plain.graph), key=lambda c: -c.saved_bytes / (c.macs + 1e-6 * c.saved_bytes + 1))
+    order = accepted(plain.graph, order, lambda paths: predictor.predict(replace(setup, checkpoint=paths)))
     if not order:
         return plain
     tried: dict[int, Prediction] = {0: plain}
 
     def first(count: int) -> Prediction:
         if count not in tried:
-            tried[count] = predictor.predict(replace(setup, checkpoint=_in_order(plain.graph, order[:count])))
+            tried[count] = predictor.predict(replace(setup, checkpoint=in_order(plain.graph, order[:count])))
         return tried[count]
 
     if room is not None and first(len(order)).peak_reserved_bytes <= room:
@@ -79,7 +101,7 @@ def choose(predictor: Predictor, setup: Setup, room: int | None) -> Prediction:
     return min(tried.values(), key=lambda p: (p.peak_reserved_bytes, len(p.setup.checkpoint)))
 
 
-def _in_order(graph: Graph, chosen: Sequence[Candidate]) -> tuple[str, ...]:
+def in_order(graph: Graph, chosen: Sequence[Candidate]) -> tuple[str, ...]:
     """Give the paths in the order of the module tree, so that one choice has one name."""
     wanted = {candidate.path for candidate in chosen}
     return tuple(scope.path for scope in graph.scopes if scope.path in wanted)
