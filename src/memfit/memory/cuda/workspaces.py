@@ -6,6 +6,7 @@ convolutions, batch norms, recurrent layers and attention, which come and go wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -265,6 +266,8 @@ def _group_norm_backward(graph: Graph, op: Op, gpu: Gpu) -> tuple[int, ...]:
     x = _tensor(graph, op, 1)
     statistics = _tensor(graph, op, 2)
     channels, groups = x.shape[0] * x.shape[1] * 4, statistics.elements * 4
+    if x.elements == x.shape[0] * x.shape[1]:  # one value per channel: `GroupNorm1dBackward`
+        return groups, groups
     weighted = _argument(graph, op, 4) is not None
     return (channels, channels, groups, groups, *((channels,) if weighted else ()))
 
@@ -300,18 +303,15 @@ def reduction_bytes(x: Tensor, dims: tuple[int, ...], gpu: Gpu, *, mean: bool = 
     >>> reduction_bytes(x, (0,), Gpu(8, 0))[0]
     50331648
     """
-    groups = _coalesced(x, {d % len(x.shape) for d in dims} if x.shape else set())
-    if not groups:
+    reduced, kept = _parts(x, {d % len(x.shape) for d in dims} if x.shape else set())
+    inputs, outputs = (math.prod(size for size, _ in part) for part in (reduced, kept))
+    if inputs <= 1 or not outputs:
         return ()
-    inner_size, inner = groups[0]
-    inputs = outputs = 1
-    for size, reduced in groups:
-        inputs, outputs = (inputs * size, outputs) if reduced else (inputs, outputs * size)
-    if inputs <= 1:
-        return ()
-    vector = 1 if inner else next(v for v in (4, 2, 1) if inner_size % v == 0)
+    inner = not kept or reduced[0][1] < kept[0][1]
+    dense = (reduced if inner else kept)[0][1] == 1
+    vector = _output_vector(x.offset, reduced, kept) if dense and not inner else 1
     first, second = (inputs, outputs) if inner else (outputs, inputs)
-    if inner and first >= 128 and sum(reduced for _, reduced in groups) == 1:
+    if dense and inner and first >= 128 and len(reduced) == 1:
         first //= 8 if mean and x.dtype in ("float16", "bfloat16") else 4
     elif not inner:
         first //= vector
@@ -336,17 +336,26 @@ def reduction_bytes(x: Tensor, dims: tuple[int, ...], gpu: Gpu, *, mean: bool = 
     return 4 * outputs * parts * (1 if inner else width * vector), 4 * grid
 
 
-def _coalesced(x: Tensor, dims: set[int]) -> list[tuple[int, bool]]:
-    """Sizes of the dimensions, the fastest first, and whether each is reduced; neighbours of one kind are one."""
-    order = sorted((d for d in range(len(x.shape)) if x.shape[d] != 1), key=lambda d: (x.strides[d], -d))
-    groups: list[tuple[int, bool]] = []
-    for d in order:
-        reduced = d in dims
-        if groups and groups[-1][1] is reduced:
-            groups[-1] = (groups[-1][0] * x.shape[d], reduced)
+_Part = list[tuple[int, int]]
+"""Size and stride of dimensions, the fastest first; neighbours that a single stride steps through are one."""
+
+
+def _parts(x: Tensor, dims: set[int]) -> tuple[_Part, _Part]:
+    """Dimensions that are reduced, and those that stay."""
+    parts: tuple[_Part, _Part] = ([], [])
+    for d in sorted((d for d in range(len(x.shape)) if x.shape[d] != 1), key=lambda d: (x.strides[d], -d)):
+        part = parts[d not in dims]
+        if part and x.strides[d] == part[-1][0] * part[-1][1]:
+            part[-1] = (part[-1][0] * x.shape[d], part[-1][1])
         else:
-            groups.append((x.shape[d], reduced))
-    return groups
+            part.append((x.shape[d], x.strides[d]))
+    return parts
+
+
+def _output_vector(offset: int, reduced: _Part, kept: _Part) -> int:
+    """Outputs that one thread reads together: a divisor of the row and of every step (`get_output_vec_size`)."""
+    steps = [offset, kept[0][0], *(stride for _, stride in (*reduced, *kept[1:]))]
+    return next(v for v in (4, 2, 1) if not any(step % v for step in steps))
 
 
 def _power_below(value: int) -> int:
