@@ -87,8 +87,9 @@ def render(result: Result, stream: IO[str], *, width: int | None = None) -> None
     for number, line in enumerate(_wrapped(headline.totals(result), " · ", room)):
         console.print(Text(line, style="bold" if number == 0 else ""), no_wrap=True, overflow="ignore", crop=False)
     for sentence in headline.lines(result):
-        for line in _wrapped(sentence.split(" "), " ", room):
-            console.print(Text(line), no_wrap=True, overflow="ignore", crop=False)
+        indent = " " * (len(sentence) - len(sentence.lstrip()))
+        for number, line in enumerate(_wrapped(sentence.split(), " ", room - 2 * len(indent))):
+            console.print(Text(indent * (2 if number else 1) + line), no_wrap=True, overflow="ignore", crop=False)
     for line in _remarks(result, left_out, room):
         console.print(Text(line, style="dim"), no_wrap=True, overflow="ignore", crop=False)
 

@@ -56,6 +56,10 @@ def totals(result: Result) -> list[str]:
         else:
             largest = f"the largest batch that fits is {t['max_batch']:,}" if t["max_batch"] else "no batch fits"
             phrases.append(f"does not fit {budget}: {format_bytes(t['short_bytes'])} short; {largest}")
+            if t["runs_with_retries"]:
+                phrases.append(
+                    "runs all the same where nothing else is on the GPU: the allocator gives cached segments back"
+                )
     place = f" at {t['peak_at']}" if t.get("peak_at") else ""
     phrases.append(f"peak allocated {format_bytes(t['peak_allocated_bytes'])}{place}")
     if result.device == "cuda":

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from memfit.errors import MemfitError
+from memfit.graph.model import Graph
+from memfit.graph.optable import Role, role
 from memfit.training import checkpointing
 from memfit.training.predict import Prediction, Predictor
 from memfit.training.setup import Setup
@@ -26,7 +28,7 @@ def ideas(predictor: Predictor, setup: Setup) -> list[Idea]:
     """Predict every change that applies, the one that saves most of the reserved peak first."""
     now = predictor.predict(setup).peak_reserved_bytes
     found: list[Idea] = []
-    for name, change, cost in _changes(setup):
+    for name, change, cost in _changes(setup, _has_batch_norm(predictor.predict(setup).graph)):
         try:
             prediction = change(predictor)
         except MemfitError:
@@ -62,7 +64,7 @@ def combined(predictor: Predictor, setup: Setup, room: int, single: list[Idea]) 
     return None
 
 
-def _changes(setup: Setup) -> Iterator[tuple[str, Callable[[Predictor], Prediction], str]]:
+def _changes(setup: Setup, batch_norm: bool) -> Iterator[tuple[str, Callable[[Predictor], Prediction], str]]:
     """List the changes that apply to a setup: name, how to predict it, cost."""
 
     def to(**fields: Any) -> Callable[[Predictor], Prediction]:
@@ -87,13 +89,17 @@ def _changes(setup: Setup) -> Iterator[tuple[str, Callable[[Predictor], Predicti
         yield (
             f"--batch {half} --accumulate {factor}",
             to(batch=half, accumulate=factor),
-            "same gradient, more and smaller passes; batch norm sees the smaller batch",
+            "more, smaller passes" + ("; batch norm sees the smaller batch" if batch_norm else ", the same gradient"),
         )
     if not setup.set_to_none:
         yield "zero_grad(set_to_none=True)", to(set_to_none=True), "none"
     if setup.device == "cuda" and not setup.allocator.expandable_segments:
         changed = replace(setup.allocator, expandable_segments=True)
         yield "PYTORCH_ALLOC_CONF=expandable_segments:True", to(allocator=changed), "none: less fragmentation"
+
+
+def _has_batch_norm(graph: Graph) -> bool:
+    return any(role(op.kind) is Role.BATCH_NORM for op in graph.ops)
 
 
 _LIGHTER = {

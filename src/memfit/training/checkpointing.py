@@ -43,7 +43,12 @@ def candidates(graph: Graph) -> list[Candidate]:
         nbytes = sum(graph.storages[s].nbytes for s in kept if graph.storages[s].kind not in left_out)
         if nbytes:
             found.append(Candidate(name, nbytes, sum(op.macs for op in inside)))
-    return found
+    total = sum(candidate.saved_bytes for candidate in found)
+    return [candidate for candidate in found if candidate.saved_bytes >= WORTH * total]
+
+
+WORTH = 0.005
+"""Share of what all blocks keep below which a block is not worth a checkpoint."""
 
 
 def _within(path: str, name: str) -> bool:

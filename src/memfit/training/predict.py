@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,13 @@ class Prediction:
     graph: Graph
     """The first micro-batch, with the optimizer's state made before."""
     simulation: Simulation
+    run: Run
+
+    def runs_within(self, room: int) -> bool:
+        """Tell whether a GPU with only so many bytes runs the step, where its allocator gives cached segments back."""
+        if self.setup.device != "cuda" or self.simulation.peak_allocated_bytes > room:
+            return self.peak_reserved_bytes <= room
+        return simulate(self.run, replace(self.setup.allocator, capacity_bytes=max(room, 0))).shortfall is None
 
     @property
     def peak_reserved_bytes(self) -> int:
@@ -93,6 +100,7 @@ class Predictor:
                 setup,
                 first,
                 simulate(run, setup.allocator) if setup.device == "cuda" else simulate_on_cpu(run),
+                run,
             )
         return found
 

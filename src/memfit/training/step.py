@@ -65,6 +65,7 @@ def predict_step(
         needed = prediction.peak_reserved_bytes + context
         totals["budget_bytes"] = budget_bytes
         totals["fits"] = prediction.peak_reserved_bytes <= room
+        totals["runs_with_retries"] = totals["fits"] or prediction.runs_within(room)
         totals["short_bytes"] = max(needed - (budget_bytes or 0), 0)
         totals["max_batch"] = largest_batch(predictor, setup, room)
         if advice:
@@ -125,6 +126,7 @@ def _totals(prediction: Prediction, context: int) -> dict[str, Any]:
         "peak_phase": None if op is None else str(op.phase),
         "budget_bytes": None,
         "fits": None,
+        "runs_with_retries": None,
         "short_bytes": None,
         "max_batch": None,
     }

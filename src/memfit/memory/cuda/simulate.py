@@ -72,7 +72,7 @@ class Simulation:
     between_bytes: int
     """Allocated between two iterations."""
     per_op: tuple[int, ...]
-    """Highest allocated bytes while each operation of the last micro-batch runs, in the last iteration."""
+    """Highest allocated bytes while each operation runs, in the micro-batch with the highest peak, the last of them."""
     reserved: tuple[int, ...]
     """Reserved bytes after each of these operations."""
     temporary: tuple[int, ...]
@@ -80,7 +80,7 @@ class Simulation:
     by_category: dict[str, tuple[int, ...]]
     """Allocated bytes by category at each operation's highest point; sums to `per_op`."""
     graph: Graph
-    """The graph of the last micro-batch, which the figures by operation are of."""
+    """The graph of that micro-batch, which the figures by operation are of."""
     retries: int = 0
     """How often the allocator had to give cached segments back."""
     shortfall: OutOfMemory | None = None
@@ -109,29 +109,28 @@ class _Simulator:
         self.gradients: list[tuple[Block, str]] = []
         self.libraries: set[str] = set()
         self.has_state = False
+        self.state: set[int] = set()
         self.past: dict[int, tuple[Block, str]] = {}
         self.passes: dict[int, _Pass] = {}
 
     def run(self, iterations: int) -> Simulation:
         """Run so many iterations, or up to the first allocation that fails."""
-        first = self.plan.first
-        per_op: list[int] = []
-        reserved: list[int] = []
-        temporary: list[int] = []
-        history: dict[str, list[int]] = {name: [] for name in CATEGORIES}
+        worst = _Course(self.plan.first)
         shortfall = None
-        graph = first
         between = 0
         try:
-            self._place(first)
+            self._place(self.plan.first)
             between = self.allocator.allocated_bytes
             for iteration in range(iterations):
                 if self.plan.set_to_none:
                     self._drop_gradients()
                 for graph, steps in self.plan.graphs(iteration):
-                    last = iteration == iterations - 1 and steps
-                    record = (per_op, reserved, temporary, history) if last else None
-                    self._micro_batch(graph, steps=steps, record=record)
+                    course = _Course(graph)
+                    try:
+                        self._micro_batch(course, steps=steps)
+                    finally:
+                        if course.peak >= worst.peak:
+                            worst = course
                 between = self.allocator.allocated_bytes
         except OutOfMemory as error:
             shortfall = error
@@ -140,11 +139,11 @@ class _Simulator:
             peak_allocated_bytes=found.peak_allocated_bytes,
             peak_reserved_bytes=found.peak_reserved_bytes,
             between_bytes=between,
-            per_op=tuple(per_op),
-            reserved=tuple(reserved),
-            temporary=tuple(temporary),
-            by_category={name: tuple(values) for name, values in history.items()},
-            graph=graph,
+            per_op=tuple(worst.per_op),
+            reserved=tuple(worst.reserved),
+            temporary=tuple(worst.by_category["temporaries"]),
+            by_category={name: tuple(values) for name, values in worst.by_category.items()},
+            graph=worst.graph,
             retries=found.num_alloc_retries,
             shortfall=shortfall,
         )
@@ -179,13 +178,8 @@ class _Simulator:
             self._give(held)
         self.gradients.clear()
 
-    def _micro_batch(
-        self,
-        graph: Graph,
-        *,
-        steps: bool,
-        record: tuple[list[int], list[int], list[int], dict[str, list[int]]] | None,
-    ) -> None:
+    def _micro_batch(self, course: _Course, *, steps: bool) -> None:
+        graph = course.graph
         lives = self.passes.get(id(graph))
         if lives is None:
             lives = self.passes[id(graph)] = _Pass(graph)
@@ -207,27 +201,45 @@ class _Simulator:
                     self.libraries.add(name)
                     self._take(nbytes, "libraries")
             for sid in lives.births[index]:
+                if storages[sid].kind is StorageKind.OPTIMIZER:
+                    if sid in self.state:
+                        continue  # made in the first step, and kept
+                    self.state.add(sid)
                 taken = self._take(storages[sid].nbytes, lives.category[sid])
                 if taken is not None:
                     held[sid] = taken
             passing = [self._take(nbytes, "temporaries") for nbytes in lives.temporaries[index]]
-            if record is not None:
-                per_op, reserved, temporary, history = record
-                per_op.append(allocator.allocated_bytes)
-                reserved.append(allocator.reserved_bytes)
-                temporary.append(self.bytes["temporaries"])
-                for name, value in self.bytes.items():
-                    history[name].append(value)
+            course.add(allocator, self.bytes)
             for block in passing:
                 if block is not None:
                     self._give(block)
         for sid, block in held.items():
             if storages[sid].kind is StorageKind.GRADIENT:
                 self.gradients.append(block)
-            elif storages[sid].kind is StorageKind.OPTIMIZER:
-                pass  # made in a step that is not steady, and kept
-            else:
+            elif storages[sid].kind is not StorageKind.OPTIMIZER:
                 self._give(block)
+
+
+class _Course:
+    """What was allocated at each operation of one micro-batch."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.per_op: list[int] = []
+        self.reserved: list[int] = []
+        self.by_category: dict[str, list[int]] = {name: [] for name in CATEGORIES}
+
+    def add(self, allocator: CachingAllocator, by_category: dict[str, int]) -> None:
+        """Note where the allocator stands at the operation's highest point."""
+        self.per_op.append(allocator.allocated_bytes)
+        self.reserved.append(allocator.reserved_bytes)
+        for name, nbytes in by_category.items():
+            self.by_category[name].append(nbytes)
+
+    @property
+    def peak(self) -> int:
+        """Highest allocated bytes; 0 without operations."""
+        return max(self.per_op, default=0)
 
 
 class _Pass:
