@@ -186,16 +186,15 @@ class _Simulator:
         allocator, storages, phases = self.allocator, graph.storages, lives.phases
         held, self.past = self.past, {}
         for index in range(len(graph.ops)):
-            if phases[index] is Phase.STEP:
-                if not steps:
-                    break
-                if not self.has_state:
-                    self.has_state = True
-                    for sid in lives.state:
-                        self._take(storages[sid].nbytes, "optimizer")
+            if phases[index] is Phase.STEP and not steps:
+                break
             for sid in lives.deaths[index]:
                 if sid in held:
                     self._give(held.pop(sid))
+            if phases[index] is Phase.STEP and not self.has_state:  # what backward held is gone when the step begins
+                self.has_state = True
+                for sid in lives.state:
+                    self._take(storages[sid].nbytes, "optimizer")
             for name, nbytes in lives.libraries[index]:
                 if name not in self.libraries:
                     self.libraries.add(name)
