@@ -139,11 +139,12 @@ def _mark_peak(axes: Any, line: dict[str, Any], factor: int, unit: str) -> None:
     peak = max(allocated)
     at = allocated.index(peak)
     left = at > len(allocated) / 2
+    above = max((peak, *(line["reserved_bytes"] or ())))  # the label stands over the line of reserved bytes too
     axes.plot([at], [peak / factor], marker="o", markersize=4, color=png.PEAK, zorder=6)
     axes.annotate(
         f"{peak / factor:.2f} {unit} at {shorten(line['ops'][at], 60)}",
-        (at, peak / factor),
-        xytext=(-8 if left else 8, 7),
+        (at, above / factor),
+        xytext=(-8 if left else 8, 6),
         textcoords="offset points",
         ha="right" if left else "left",
         fontsize=8,
