@@ -46,6 +46,7 @@ def predict_step(
             "the budget must be at least one byte", where="--budget", received=str(budget_bytes), todo="such as 24GiB"
         )
     setup.check()
+    setup = _with_capability(setup)
     context = _context(setup)
     room = None if budget_bytes is None else budget_bytes - context
     notes: list[str] = []
@@ -202,6 +203,15 @@ def _advice(idea: Idea, now: Prediction, room: int | None) -> dict[str, Any]:
         "cost": idea.cost,
         "checkpoint": list(idea.prediction.setup.checkpoint),
     }
+
+
+def _with_capability(setup: Setup) -> Setup:
+    """Write the compute capability as captures do: sm_90 is 9.0."""
+    if setup.capability is None:
+        return setup
+    from memfit.capture.cuda.device import Cuda
+
+    return replace(setup, capability=Cuda.parse(setup.capability).name)
 
 
 def _context(setup: Setup) -> int:
