@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from graphs import strides_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.graph.model import BEFORE, ITEMSIZE, Graph, Op, Phase, Ref, Storage, StorageKind, Tensor
@@ -144,6 +144,7 @@ def reduced(  # noqa: PLR0917
 sizes = st.one_of(st.integers(1, 40), st.sampled_from([64, 96, 128, 197, 224, 256, 768, 1000, 1024, 3072, 8192, 50257]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(sizes, min_size=1, max_size=4).filter(lambda s: math.prod(s) < 1 << 31),
     st.data(),
