@@ -74,7 +74,9 @@ def test_every_option_reaches_the_api(calls, tmp_path: Path) -> None:
     line += " --dtype bf16 --batch 4 --samples 10 --arg width=0.5 --arg name=relu --no-fold --blocks ^a"
     line += " --no-inplace-depthwise --bits 4 --frozen-bits 8 --train-only bias --probe --estimate --threads 2"
     line += " --capability 9.0 --alloc-conf expandable_segments:True --autocast bf16"
+    line += " --phase decode --context 512 --budget 24GiB"
     assert main([*line.split(), "--save-graph", str(graph)]) == 0
+    assert callable(calls[0].pop("progress"))
     assert calls == [
         {
             "source": "s",
@@ -99,6 +101,9 @@ def test_every_option_reaches_the_api(calls, tmp_path: Path) -> None:
             "probe": True,
             "estimate": True,
             "threads": 2,
+            "phase": "decode",
+            "context": 512,
+            "budget": 24 << 30,
             "save_graph": graph,
         }
     ]
@@ -237,6 +242,10 @@ def test_a_saved_graph_is_guarded_too(calls, capsys, tmp_path: Path) -> None:
         (["profile", "s", "--bacth", "2"], ["--bacth", "--batch", "received: profile s --bacth 2"]),
         (["profile", "s", "--batch", "0"], ["--batch", "0"]),
         (["profile", "s", "--memory", "magic"], ["magic", "mcunet"]),
+        (["profile", "s", "--phase", "generate"], ["generate", "prefill", "decode"]),
+        (["profile", "s", "--phase", "decode", "--context", "0"], ["--context", "0"]),
+        (["profile", "s", "--phase", "decode", "--budget", "much"], ["--budget", "'much'", "24GiB"]),
+        (["profile", "s", "--phase", "decode", "--budget", "0"], ["--budget", "'0'", "24GiB"]),
         (["--nothing"], ["--nothing", "where:    memfit"]),
         (["profile", "s", "--arg", "width"], ["constructor's argument", "'width'", "key=value"]),
         (["profile", "s", "--arg", "a=1", "--arg", "a=2"], ["given twice", "'a=2'", "only once"]),

@@ -28,6 +28,9 @@ class Carried(Protocol):
     def held(self) -> Mapping[str, Tensor]:
         """Give what is held now, by name."""
 
+    def fixed(self) -> Iterable[Tensor]:
+        """Give the small tensors beside, which are there all along."""
+
     def check_filled(self) -> None:
         """Raise where a run left nothing."""
 
@@ -179,6 +182,7 @@ def _take_over(tracer: Tracer, carried: Carried, autocast: torch.dtype | None) -
     """Run what comes earlier, and register what it leaves."""
     with tracer.unrecorded(Phase.FORWARD) as other, _autocast(autocast):
         carried.prepare()
+    _exist(tracer, carried.fixed(), StorageKind.CONSTANT)
     held = carried.held()
     _exist(tracer, held.values(), StorageKind.ACTIVATION)
     for name, tensor in held.items():

@@ -92,7 +92,7 @@ class Tensor(NamedTuple):
     version: int = 0
     """How many operations have written to the storage before this value."""
     name: str | None = None
-    """Parameter, buffer or input name; None for what operations make."""
+    """Name of a parameter, a buffer, an input or a language model's cache; None for what else operations make."""
     trainable: bool = False
     """True for a parameter that requires a gradient."""
 

@@ -46,17 +46,16 @@ def totals(graph: Graph) -> dict[str, int]:
 
 
 def notes(graph: Graph) -> list[str]:
-    """Say where the cache holds more bytes than its tensors have: views of longer tensors."""
-    tensors = held(graph, KEYS_AND_VALUES)
-    needed = sum(t.nbytes for t in tensors)
+    """Say where the cache holds more bytes than its keys and values have: views of longer tensors."""
+    needed = sum(t.nbytes for t in held(graph, KEYS_AND_VALUES))
     found = []
-    for when, prefix in (("before the step", PAST + KEYS_AND_VALUES), ("after it", KEYS_AND_VALUES)):
+    for when, prefix in (("before the run", PAST + KEYS_AND_VALUES), ("after the run", KEYS_AND_VALUES)):
         kept = sum(graph.storages[s].nbytes for s in {t.storage for t in held(graph, prefix)})
         if kept > needed:
-            found.append(f"{when} {format_bytes(kept)}")
+            found.append(f"{format_bytes(kept)} {when}")
     if not found:
         return []
     return [
-        f"the cache needs {format_bytes(needed)}, but sliding layers keep views of the whole prompt: it holds "
-        + ", ".join(found)
+        f"keys and values take {format_bytes(needed)}, but the cache holds {' and '.join(found)}: its sliding layers "
+        "keep views of the whole prompt until the next token comes"
     ]

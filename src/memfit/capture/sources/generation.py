@@ -89,6 +89,11 @@ class Generation:
                 found[f"{prefix}{index}.{name}"] = _whole_window(layer, tensor)
         return found
 
+    def fixed(self) -> Iterator[Tensor]:
+        """Give what the cache's layers have from the start: the window's length as a tensor."""
+        for layer in self.cache.layers:
+            yield from (value for value in vars(layer).values() if isinstance(value, Tensor) and not value.dim())
+
     def check_filled(self) -> None:
         """Refuse a model that left its cache empty.
 
@@ -152,9 +157,7 @@ def _fresh_cache(model: Any) -> Any:
 def _tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield what a layer of the cache holds: tensors, and tensors in dicts."""
     for name, value in vars(layer).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.dim():
             yield name, value
         elif isinstance(value, dict):
             yield from ((f"{name}.{key}", item) for key, item in value.items() if isinstance(item, Tensor))
