@@ -417,7 +417,8 @@ OP_TABLE: dict[str, Entry] = {
         " logsumexp any all _is_all_true=all _is_any_true=any"
         " cumsum cumprod cummax cummin logcumsumexp count_nonzero median nanmedian sort topk"
         " kthvalue argsort mode linalg_norm=norm nansum histc bincount trace _cummax_helper _cummin_helper"
-        " _linalg_svd=svd linalg_qr linalg_inv_ex linalg_cholesky_ex _linalg_eigh=eigh _linalg_slogdet=slogdet"
+        " _linalg_svd=svd linalg_qr linalg_solve_triangular linalg_inv_ex linalg_cholesky_ex"
+        " _linalg_eigh=eigh _linalg_slogdet=slogdet"
         " _linalg_det=det unique_dim _unique2=unique unique_consecutive nonzero nonzero_static",
     ),
     **_entries(_R.DROPOUT, "native_dropout=dropout _fused_dropout=dropout alpha_dropout feature_dropout"),
