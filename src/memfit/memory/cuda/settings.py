@@ -90,7 +90,7 @@ class Settings:
 
         `device_bytes`, the device's whole memory, is needed for `per_process_memory_fraction`, which is a share of it;
         it and `capacity_bytes` go to the result as they are. Sources: `ConfigTokenizer` and `keys` in
-        c10/core/AllocatorConfig.h and .cpp, `getKeys` in c10/cuda/CUDAAllocatorConfig.h:158-177. Stricter than
+        c10/core/AllocatorConfig.h and .cpp, `getKeys` in c10/cuda/CUDAAllocatorConfig.h:157-176. Stricter than
         PyTorch in one thing: a number with other characters behind it, or a negative one, is an error here, while
         PyTorch takes what `std::stoull` makes of it.
 
