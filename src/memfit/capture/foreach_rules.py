@@ -29,6 +29,11 @@ def _in_place(*args: Any, **kwargs: Any) -> None:
     """An operation on lists in place returns nothing."""
 
 
+def _powers(base: Any, exponents: list[Tensor]) -> Any:
+    """One number to the power of each tensor, in row-major order (native/Pow.cpp, `pow.Scalar`)."""
+    return [dense(tuple(t.shape), t.dtype) for t in exponents]
+
+
 def _norms(tensors: list[Tensor], order: Any = 2, dtype: torch.dtype | None = None) -> Any:
     return [dense((), dtype or t.dtype) for t in tensors]
 
@@ -45,6 +50,7 @@ def _rules() -> dict[Any, Callable[..., Any]]:
         packet = getattr(aten, name)
         found |= {getattr(packet, overload): _in_place for overload in packet.overloads()}
     found[aten._foreach_norm.Scalar] = _norms
+    found[aten._foreach_pow.ScalarAndTensor] = _powers
     return found
 
 

@@ -74,7 +74,7 @@ def run(tracer: Tracer, model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
             return outputs
     with torch.enable_grad(), checkpointed(tracer, step.checkpoint):
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = step.optimizer(parameters) if step.optimizer else None
+        optimizer = _made(tracer, step.optimizer, parameters) if step.optimizer else None
         if optimizer is not None and step.steady:
             _take_a_step(tracer, optimizer, parameters)
         if step.accumulating:
@@ -161,6 +161,20 @@ def _states(optimizer: Any) -> list[Tensor]:
     return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
+def _made(tracer: Tracer, make: Callable[[Any], Any], parameters: list[Any]) -> Any:
+    """Make the optimizer, and register the state that some have from the start, such as Adagrad."""
+    if not parameters:
+        raise CaptureError(
+            "the model has no trainable parameter, so there is nothing to train",
+            where=type(tracer.modules[0][1]).__name__,
+            todo="profile inference, or unfreeze parameters",
+        )
+    with tracer.unrecorded() as other:
+        optimizer = make(parameters)
+    _register_states(tracer, other, optimizer)
+    return optimizer
+
+
 def _take_a_step(tracer: Tracer, optimizer: Any, parameters: list[Any]) -> None:
     """Take one step that nobody records, and register the state that it leaves."""
     for parameter in parameters:
@@ -169,7 +183,11 @@ def _take_a_step(tracer: Tracer, optimizer: Any, parameters: list[Any]) -> None:
         optimizer.step()
     for parameter in parameters:
         parameter.grad = None
-    states = _states(optimizer)
+    _register_states(tracer, other, optimizer)
+
+
+def _register_states(tracer: Tracer, other: Tracer, optimizer: Any) -> None:
+    states = [state for state in _states(optimizer) if not tracer.knows(state)]
     _exist(tracer, states, StorageKind.OPTIMIZER)
     for state in states:
         if other.is_on_host(state):
