@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Any
 from memfit.version import __version__
 
 if TYPE_CHECKING:
-    from memfit.api import Profile, capture, load_graph, profile, replay, save_graph, train
+    from memfit.api import Benchmark, Profile, bench, capture, load_graph, profile, replay, save_graph, train
     from memfit.graph.model import Graph
 
-__all__ = ["Graph", "Profile", "__version__", "capture", "load_graph", "profile", "replay", "save_graph", "train"]
+__all__ = [
+    "Benchmark",
+    "Graph",
+    "Profile",
+    "__version__",
+    "bench",
+    "capture",
+    "load_graph",
+    "profile",
+    "replay",
+    "save_graph",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

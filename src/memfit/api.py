@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Profile, TrainingStep
+from memfit.analysis.result import Benchmark, Profile, TrainingStep
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
     from memfit.memory.cuda.allocator import Settings
 
-__all__ = ["Profile", "capture", "load_graph", "profile", "replay", "save_graph", "train"]
+__all__ = ["Benchmark", "Profile", "bench", "capture", "load_graph", "profile", "replay", "save_graph", "train"]
 
 notebook.register()
 
@@ -223,6 +223,98 @@ def _settings(text: str | None) -> Settings | None:
     from memfit.memory.cuda.allocator import Settings
 
     return Settings.parse(text)
+
+
+def bench(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    per: str = "model",
+    mode: str = "in-place",
+    device: str = "cpu",
+    dtype: str | None = None,
+    batch: int | Sequence[int] | None = None,
+    warmup: int = 25,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    channels_last: bool = False,
+    compile: bool = False,
+    threads: int | None = None,
+    with_memory: bool = False,
+    weights: str | Path | None = None,
+    args: Mapping[str, Any] | None = None,
+    blocks: str | None = None,
+    save: str | Path | None = None,
+    against: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Benchmark:
+    """Measure how fast a network is, row by row.
+
+    >>> import memfit
+    >>> result = memfit.bench("torchvision:mobilenet_v2", "1x3x32x32", per="block", warmup=1, iterations=3)
+    >>> len(result.rows), result.totals["layers_ms"] + result.totals["unattributed_ms"] == result.totals["whole_ms"]
+    (21, True)
+
+    Args:
+        source: as for `memfit.capture`, if it can run; a library's model gets random weights, a held module keeps its
+            own and is left as it was.
+        inputs: as for `memfit.capture`; shapes are filled with noise, token ids with random ones.
+        per: what a row is: model, block, layer or op.
+        mode: in-place, during a run of the whole model, or isolated, each row alone on the input that it had there.
+        device: cpu or cuda.
+        dtype: of weights and floating inputs: fp32, fp16 or bf16. None keeps the model's own.
+        batch: replaces the first dimension of every input; several sizes make one row each.
+        warmup: iterations before the timed ones.
+        iterations: timed ones, 300; with `seconds` at most so many, or any number.
+        seconds: stop when the 95 % interval of the median is narrower than 2 % of it, at the latest after that time.
+        channels_last: lay images out with their channels last.
+        compile: time the model as `torch.compile` makes it; the whole model only.
+        threads: of the CPU; None keeps PyTorch's setting.
+        with_memory: measure the peak memory too, and put the predicted one beside it.
+        weights: a `.safetensors` or `.pt` file of tensors.
+        args: arguments of the source's constructor.
+        blocks: regular expression of the module paths that are blocks.
+        save: keep the run with the time of every iteration in this file, which is replaced if it exists.
+        against: a file that `save` wrote, to compare with.
+        progress: is told what is being done, how many iterations of it are done, and of how many.
+
+    Raises:
+        MemfitError: what failed, where, what was received and what to do.
+        KeyboardInterrupt: before anything was measured; later, what was measured so far is returned with a note.
+    """
+    from memfit.measure import runs
+    from memfit.measure.bench import measure
+    from memfit.measure.config import Config
+    from memfit.measure.session import Schedule, no_progress
+    from memfit.measure.subject import Placing
+    from memfit.report.files import write_whole
+
+    batches = None if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+    if iterations is None and seconds is None:
+        iterations = 300
+    config = Config(
+        placing=Placing(device, dtype, channels_last, weights),
+        schedule=Schedule(warmup, iterations, seconds),
+        per=per,
+        mode=mode,
+        batches=batches,
+        compile=compile,
+        threads=threads,
+        with_memory=with_memory,
+        blocks=blocks,
+    )
+    earlier = None
+    if against is not None:
+        earlier = runs.read(Path(against))
+        name = source if isinstance(source, str) else type(source).__name__
+        runs.check(earlier, per="batch" if config.sweep else per, source=name, device=device)
+    measured = measure(source, inputs, config, args=args, progress=progress or no_progress)
+    result = measured.result
+    if earlier is not None:
+        result = runs.compare(result, measured.whole, measured.rows, earlier)
+    if save is not None:
+        write_whole(Path(save), lambda stream: runs.write(result, measured.whole, measured.rows, stream), force=True)
+    return result
 
 
 def train(

@@ -29,6 +29,8 @@ ADDITIVE = frozenset(
         "activation_bytes",
         "saved_bytes",
         "allocated_bytes",
+        "mean_ms",
+        "share",
     }
 )
 """Columns whose rows sum to the whole. A peak is not among them: a network's peak is the largest of its rows'."""
@@ -140,7 +142,7 @@ def _shown(rows: Sequence[Row], whole: Sequence[Row], additive: Iterable[str]) -
     parts = [f"shown: {format_count(len(rows))} of {format_count(len(whole))} rows"]
     for column in additive:
         total = _sum(whole, column)
-        if total and not column.endswith("_share"):
+        if total and not column.endswith("share"):
             parts.append(f"{column} {_text(column, _sum(rows, column) or 0)} of {_text(column, total)}")
     return "; ".join(parts)
 
@@ -148,7 +150,7 @@ def _shown(rows: Sequence[Row], whole: Sequence[Row], additive: Iterable[str]) -
 def _text(column: str, value: float) -> str:
     if _is_size(column):
         return format_bytes(int(value))
-    return format_count(int(value))
+    return f"{value:.3f}" if column.endswith("_ms") else format_count(int(value))
 
 
 def _sum(rows: Iterable[Row], column: str) -> Any:

@@ -20,6 +20,7 @@ from memfit.version import __version__
 
 COMMANDS: dict[str, str] = {
     "profile": "memfit.cli.profile",
+    "bench": "memfit.cli.bench",
     "train": "memfit.cli.train",
 }
 """Every subcommand and the module whose `command` it is."""

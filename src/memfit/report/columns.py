@@ -42,6 +42,8 @@ class Column(NamedTuple):
     """Numbers stand to the right."""
     modelled: bool = False
     """True for a figure that a memory model gives, whose label names the model."""
+    mark: bool = False
+    """True where only a true value says anything, so that a column without one is left out."""
 
 
 COLUMNS: dict[str, Column] = {
@@ -83,14 +85,17 @@ MEMORY_COLUMNS: dict[str, str] = {
 MAIN_COLUMNS: dict[str, str] = {}
 """The column that a command's results are about, where no memory model says it."""
 
+SUMMARIES: dict[str, Callable[[Result], list[tuple[str, Row]]]] = {}
+"""Command → the lines below its rows; for every other, the totals of the columns that add up."""
+
 _FIGURES = ("peak_bytes", "saved_bytes", "allocated_bytes", "activation_bytes", "bytes", "macs", "params", "elements")
 
 
 def column(key: str) -> Column:
     """Describe a column, known or not, by its key's ending.
 
-    >>> column("peak_bytes").label, column("head_bytes").cell(2048), column("mean_ms").label
-    ('peak', '2.0 KiB', 'mean')
+    >>> column("peak_bytes").label, column("head_bytes").cell(2048), column("load_ms").label
+    ('peak', '2.0 KiB', 'load')
     """
     if key in COLUMNS:
         return COLUMNS[key]
@@ -132,7 +137,11 @@ def filled(result: Result) -> tuple[str, ...]:
     """List the columns worth showing to people: all asked for, or those with at least one value."""
     if result.selection and result.selection.columns is not None:
         return result.selection.columns
-    return tuple(key for key in keys(result) if any(row.get(key) is not None for row in result.rows))
+    return tuple(key for key in keys(result) if any(_says(key, row.get(key)) for row in result.rows))
+
+
+def _says(key: str, value: Any) -> bool:
+    return value is not None and (value is not False or not column(key).mark)
 
 
 def figure(result: Result) -> str | None:
@@ -187,6 +196,8 @@ def summary_rows(result: Result, shown: Sequence[str]) -> list[tuple[str, Row]]:
     if chosen and chosen.hidden:  # modules left out have no sums: they are inside rows that are shown
         count = chosen.hidden_rows
         lines.append((f"other {format_count(count)} row{'s' if count > 1 else ''}", chosen.hidden))
+    if result.command in SUMMARIES:
+        return lines + SUMMARIES[result.command](result)
     totals = {key: result.totals[key] for key in shown if key in result.totals and key in ADDITIVE}
     if totals:
         lines.append(("total", totals))

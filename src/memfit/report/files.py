@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, Any
 
 from memfit.analysis.result import Result
 from memfit.errors import MissingExtra, OutputError, UsageError
@@ -106,16 +107,25 @@ def write(result: Result, path: Path, *, force: bool) -> None:
         OutputError: as for `check`, or the disk refused.
     """
     renderer = renderer_for(path)
+    write_whole(path, lambda stream: renderer.render(result, stream), binary=renderer.binary, force=force)
+
+
+def write_whole(path: Path, fill: Callable[[IO[Any]], None], *, binary: bool = False, force: bool) -> None:
+    """Let a function fill a file that takes its name when it is whole; a failure leaves what was there before.
+
+    Raises:
+        OutputError: as for `check_target`, or the disk refused.
+    """
     check_target(path, force=force)
     target = path.resolve()
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        if renderer.binary:
+        if binary:
             with part.open("xb") as stream:
-                renderer.render(result, stream)
+                fill(stream)
         else:
             with part.open("x", encoding="utf-8", newline="") as text:
-                renderer.render(result, text)
+                fill(text)
         if target.exists():
             check_target(path, force=force)
             shutil.copymode(target, part)

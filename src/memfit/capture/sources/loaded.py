@@ -59,8 +59,6 @@ class LoadedSource:
     notes: tuple[str, ...] = ()
     given: Arguments | None = None
     """The example arguments that a user's own file gives, as it made them."""
-    initialised: bool = False
-    """True where a library's constructor chose the weights, so that real ones are random."""
 
     def example(
         self, inputs: Sequence[str | InputSpec] = (), *, batch: int | None = None, training: bool = False
