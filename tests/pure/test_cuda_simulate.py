@@ -247,6 +247,38 @@ def test_expandable_segments_reserve_what_they_map() -> None:
     assert expandable.peak_reserved_bytes % (2 * MIB) == 0
 
 
+@pytest.mark.parametrize("phase", [Phase.BACKWARD, Phase.FORWARD])
+def test_autograd_adds_gradients_in_place(phase: Phase) -> None:
+    """A capture shows a new tensor; really the first one's bytes are its bytes, and only in backward.
+
+    In blocks of 512 bytes, all are 8: input; then a; a and b; in place a and b, else a, b and c; c alone.
+    """
+    net = Net(training=True)
+    x = net.input(1000)
+    a, b = (net.call("mul", [x], 1000, phase) for _ in range(2))
+    c = net.call("add", [a, b], 1000, phase)
+    net.ops[-1] = net.ops[-1]._replace(target="aten.add.Tensor", args=(Ref(a), Ref(b)))
+    net.call("relu_", [c], None, phase)
+    found = simulate(Run(net.graph()), iterations=1)
+    adds_up(found)
+    assert [value // 512 for value in found.per_op] == [16, 24, 24 if phase is Phase.BACKWARD else 32, 16]
+    assert found.between_bytes == 8 * 512
+
+
+def test_what_is_added_in_place_may_become_a_gradient() -> None:
+    net = Net(training=True)
+    w = net.parameter("weight", 1000)
+    a, b = (net.call("mul", [w], 1000, Phase.BACKWARD) for _ in range(2))
+    c = net.holds(net.call("add", [a, b], 1000, Phase.BACKWARD), StorageKind.GRADIENT)
+    net.ops[-1] = net.ops[-1]._replace(target="aten.add.Tensor", args=(Ref(a), Ref(b)))
+    net.call("sqrt", [c], 1000, Phase.STEP)
+    found = simulate(Run(net.graph()))
+    adds_up(found)
+    assert at(found, "gradients") == [0, 0, 8, 8]
+    assert at(found, "activations") == [8, 16, 8, 8]
+    assert simulate(Run(net.graph()), iterations=6) == found
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("unit", [1000, 3 * MIB // 4, 5 * MIB // 4, 11 * MIB // 4])

@@ -1005,6 +1005,36 @@ def test_peak_under_autocast(name: str) -> None:
     assert timeline(graph, probe(graph)).peak_bytes == pytest.approx(real, rel=0.01)
 
 
+class Residual(nn.Module):
+    """Operations that need nothing but their results on any device, and keep nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        for _ in range(3):
+            x = x + torch.neg(x)
+        return x
+
+
+@verified
+def test_gradients_are_added_in_place_on_a_gpu_too() -> None:
+    """Under a tracer autograd adds out of place; a real step on the CPU shows what it needs untraced."""
+    model, x = Residual(), torch.rand(256, 64)
+
+    def step() -> None:
+        outputs = model(x)
+        outputs.sum().backward()
+        model.scale.grad = None
+
+    graph = gpu(model, x, training=True, loss=torch.sum)
+    adds = [op for op in graph.ops if op.phase is Phase.BACKWARD and op.target == "aten.add.Tensor"]
+    assert len(adds) == 3
+    assert timeline(graph).peak_bytes == real_peak(step, [x])
+
+
 def test_train_only_by_kind() -> None:
     """Biases by name, norms by class; a parameter that was frozen before stays so."""
     model = ConvNet()

@@ -91,9 +91,12 @@ def timeline(graph: Graph, probes: Mapping[int, tuple[int, ...]] | None = None) 
 def _on_gpu(graph: Graph) -> Timeline:
     """Run the model over what a GPU runs: live bytes and the kernels' temporaries, without an allocator's rounding."""
     from memfit.memory.cuda.workspaces import UNCOUNTED, Gpu, temporaries
+    from memfit.memory.inplace import taken_over
 
     gpu = Gpu.of(graph)
     held, made = held_bytes(graph)
+    for index, (_, new) in taken_over(graph).items():
+        made[index] -= graph.storages[new].nbytes
     needs = tuple(sum(temporaries(graph, op, gpu)) for op in graph.ops)
     per_op = tuple(h + m + n for h, m, n in zip(held, made, needs, strict=False))
     peak = max(per_op, default=_inputs(graph))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memfit.graph.model import Graph, StorageKind
 from memfit.memory.cuda.simulate import CATEGORIES, CATEGORY_OF_KIND, Run, Simulation
 from memfit.memory.eager import timeline
+from memfit.memory.inplace import taken_over
 
 _STATE = (StorageKind.PARAMETER, StorageKind.BUFFER)
 
@@ -43,10 +44,11 @@ def _by_category(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Bytes of the storages of each category that live while each operation runs."""
     count = len(graph.ops)
     saved = {graph.tensors[t].storage for op in graph.ops for t in op.saved}
+    follow = {new for _, new in taken_over(graph).values()}  # these take an old storage's place when that ends
     change = {name: [0] * (count + 1) for name in CATEGORIES}
     for s in graph.storages:
         changes = change[CATEGORY_OF_KIND.get(s.kind) or ("saved" if s.id in saved else "activations")]
-        changes[min(max(s.birth, 0), count)] += s.nbytes
+        changes[min(max(s.birth, 0) + (s.id in follow), count)] += s.nbytes
         changes[count if s.kind in _STATE else min(max(s.death, s.birth + 1), count)] -= s.nbytes
     found = {}
     for name, changes in change.items():

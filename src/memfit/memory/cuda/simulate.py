@@ -16,6 +16,7 @@ from memfit.graph.model import BEFORE, Graph, Phase, StorageKind
 from memfit.memory import kv_cache
 from memfit.memory.cuda.allocator import Block, CachingAllocator, OutOfMemory, Settings
 from memfit.memory.cuda.workspaces import Gpu, library_workspaces, temporaries
+from memfit.memory.inplace import taken_over
 
 ITERATIONS = 3
 """Times that the graph is run: from the third on nothing changes any more."""
@@ -160,6 +161,12 @@ class _Simulator:
         self.bytes[category] -= block.nbytes
         self.allocator.free(block)
 
+    def _recategorized(self, held: tuple[Block, str], category: str) -> tuple[Block, str]:
+        block, before = held
+        self.bytes[before] -= block.nbytes
+        self.bytes[category] += block.nbytes
+        return block, category
+
     def _place(self, graph: Graph) -> None:
         """Allocate what exists before the first iteration, in the order of `module.to("cuda")`."""
         host = set(graph.host)
@@ -204,6 +211,10 @@ class _Simulator:
                     if sid in self.state:
                         continue  # made in the first step, and kept
                     self.state.add(sid)
+                old = lives.in_place.get((index, sid))
+                if old in held:
+                    held[sid] = self._recategorized(held.pop(old), lives.category[sid])
+                    continue
                 taken = self._take(storages[sid].nbytes, lives.category[sid])
                 if taken is not None:
                     held[sid] = taken
@@ -269,6 +280,7 @@ class _Pass:
             self.births[min(birth, count)].append(sid)
             if death < count:
                 self.deaths[max(death, birth + 1)].append(sid)
+        self.in_place = {(index, new): old for index, (old, new) in taken_over(graph).items()}
         self.libraries = library_workspaces(graph)
         gpu = Gpu.of(graph)
         self.temporaries = [temporaries(graph, op, gpu) for op in graph.ops]
