@@ -58,7 +58,7 @@ def combined(predictor: Predictor, setup: Setup, room: int, single: list[Idea]) 
         except MemfitError:
             continue
         current = prediction.setup
-        names.append(idea.name)
+        names.append(_named("--checkpoint auto", prediction) if field == "checkpoint" else idea.name)
         if prediction.peak_reserved_bytes <= room:
             return Idea(" and ".join(names), prediction, "all of these together") if len(names) > 1 else None
     return None
