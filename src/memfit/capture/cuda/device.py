@@ -20,6 +20,13 @@ class Capability(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
+CAPABILITIES = frozenset(
+    {(5, 0), (5, 2), (6, 0), (6, 1), (7, 0), (7, 2), (7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 1)}
+    | {(10, 3), (11, 0), (12, 0), (12, 1)}
+)
+"""Capabilities of NVIDIA's GPUs since Maxwell (https://developer.nvidia.com/cuda-gpus)."""
+
+
 class Cuda:
     """A GPU to trace for.
 
@@ -40,7 +47,7 @@ class Cuda:
         if text is None:
             return cls()
         found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
-        if found is None or not (5, 0) <= (capability := (int(found[1]), int(found[2]))) <= (13, 0):
+        if found is None or (capability := (int(found[1]), int(found[2]))) not in CAPABILITIES:
             raise UsageError(
                 "this is not a GPU's compute capability",
                 where="--capability",

@@ -33,7 +33,12 @@ def figures(view: View) -> Figures:
             ("peak_allocated_bytes", found.peak_allocated_bytes),
             ("peak_reserved_bytes", found.peak_reserved_bytes),
         ),
-        columns=(("workspace_bytes", found.temporary),),
+        columns=(
+            (
+                "workspace_bytes",
+                tuple(None if op.target in UNCOUNTED else n for op, n in zip(graph.ops, found.temporary, strict=True)),
+            ),
+        ),
     )
 
 
