@@ -173,6 +173,8 @@ def test_reductions_are_split_as_the_header_says(shape: list[int], data: Any, ma
         # a whole sum: 1e8 / 512 values a thread, at most 256 of them: 763 parts
         ((10**8,), (0,), (4 * 763, 4)),
         ((8192,), (0,), ()),
+        ((255 * 512,), (0,), ()),
+        ((256 * 512,), (0,), (4 * 16, 4)),  # 256 values a thread: as many parts as leave 16
         # conv bias: rows of 56 x 56, not one piece: 32 x 64 outputs... each block does one, none is shared
         ((32, 64, 56, 56), (0, 2, 3), ()),
         # linear bias: 4 columns a thread, 32 x 4 threads; 8192 / 4 = 2048 rows a thread; 6 blocks wide, room for 1728,
@@ -228,6 +230,7 @@ def test_a_convolutions_bias_gradient(bias: bool) -> None:
             1000,
             112,
         ),  # s / 216, and of the numbers that change the part's length 125 is the largest: 0.85 x 125 = 106
+        (36, 216, 32, 6),  # 5 fills 180 / 216 = 0.83 of a wave, 6 all of it
         (100, 216, 4, 2),  # 200 / 216 = 0.93 against 0.46, 300 / 432, 400 / 432 = 0.93: the first of the good
     ],
 )
@@ -379,6 +382,13 @@ def test_embedding_backward_into_few_rows_is_one_kernel(dtype: str) -> None:
     found = needs("aten.embedding_dense_backward.default", grad, ids, 200, -1, False)
     common = (8 * 8192,) * 3 + (8 * 200,) * 2 + (8 * 1019,) * 2
     assert found == (*common, *(() if dtype == "float32" else (4 * 200 * 768,)))
+
+
+def test_embedding_backward_of_narrow_rows_is_not_one_kernel_for_many_segments() -> None:
+    """32 columns: 350 segments are as many blocks, fewer than 432, but 819 + 350 parts are not more than 4 x 350."""
+    grad, ids = tensor(8, 1024, 32), tensor(8, 1024, dtype="int64")
+    found = needs("aten.embedding_dense_backward.default", grad, ids, 350, -1, False)
+    assert found == (*[8 * 8192] * 3, *[8 * 350] * 2, 8 * 1169, 1169 * 32 * 4)
 
 
 def test_index_put_sorts_only_to_accumulate() -> None:

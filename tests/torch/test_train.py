@@ -312,6 +312,8 @@ def test_each_idea_is_a_prediction_of_its_own(net: nn.Module) -> None:
             "accumulate": int(option(words, "--accumulate") or 1),
         }
         chosen = {name: value for name, value in options.items() if value not in (None, 1)}
+        if "--batch" in words:
+            assert int(option(words, "--batch") or 0) * options["accumulate"] == 32
         direct = predict(net, int(option(words, "--batch") or 32), **chosen).totals
         assert idea["peak_reserved_bytes"] == direct["peak_reserved_bytes"], idea["name"]
         assert idea["peak_allocated_bytes"] == direct["peak_allocated_bytes"]
@@ -344,27 +346,27 @@ def test_no_idea_repeats_what_is_set(net: nn.Module) -> None:
 
 
 def test_automatic_checkpoints_fit_the_budget_with_the_fewest_blocks(net: nn.Module) -> None:
-    plain = reserved(net)
-    lowest = predict(net, checkpoint="auto")
-    assert reserved(net, checkpoint="auto") < plain
+    """Images of 16 MiB, so that every block shows in the segments; none of the choices with one block fewer fits."""
+
+    def chosen(paths: list[str]) -> int:
+        return reserved(net, 256, **({"checkpoint": "|".join(f"^{re.escape(p)}$" for p in paths)} if paths else {}))
+
+    plain, lowest = reserved(net, 256), reserved(net, 256, checkpoint="auto")
+    assert lowest < plain
     counts = []
-    for room in (plain, plain - 6 * MIB, (plain + lowest.totals["peak_reserved_bytes"]) // 2):
-        step = predict(net, checkpoint="auto", budget=CONTEXT + room, advice=False)
+    for room in (plain, plain - 1, (plain + lowest) // 2, lowest):
+        step = predict(net, 256, checkpoint="auto", budget=CONTEXT + room, advice=False)
         assert step.totals["fits"] is True
-        chosen = step.settings["checkpoint"]
-        counts.append(len(chosen))
-        if chosen:  # with one fewer, in the order in which they are chosen, it does not fit
-            fewer = [
-                reserved(net, checkpoint="|".join(f"^{re.escape(p)}$" for p in chosen if p != left))
-                if chosen[1:]
-                else plain
-                for left in chosen
-            ]
-            assert max(fewer) > room
-    assert counts[0] == 0 < counts[1] <= counts[2]
-    hopeless = predict(net, checkpoint="auto", budget=CONTEXT + MIB, advice=False)
+        paths = step.settings["checkpoint"]
+        assert chosen(paths) == step.totals["peak_reserved_bytes"] <= room
+        counts.append(len(paths))
+        assert all(chosen([p for p in paths if p != left]) > room for left in paths)
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2
+    hopeless = predict(net, 256, checkpoint="auto", budget=CONTEXT + MIB, advice=False)
     assert hopeless.totals["fits"] is False
-    assert hopeless.totals["peak_reserved_bytes"] == lowest.totals["peak_reserved_bytes"]
+    assert hopeless.totals["peak_reserved_bytes"] == lowest
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
