@@ -15,9 +15,10 @@ from memfit.capture.recording import tensors_in
 from memfit.capture.torch_trace import capture_module
 from memfit.errors import CaptureError, MemfitError, UsageError
 from memfit.graph.model import Graph
-from memfit.measure.boundaries import Event, record
+from memfit.measure.boundaries import record
 from memfit.measure.config import Config
 from memfit.measure.environment import environment, remarks
+from memfit.measure.layout import Event
 from memfit.measure.memory import MEASURE
 from memfit.measure.rows import figures, rows_and_totals
 from memfit.measure.session import Progress, no_progress, quiet_collector
@@ -28,6 +29,10 @@ from memfit.measure.timing import Stopwatch, Timing
 
 if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
+
+
+_MESSAGE = 200
+"""Characters of another library's message that are passed on."""
 
 
 @dataclass
@@ -168,7 +173,7 @@ class _Bench:
             message = str(error).strip().splitlines() or ["no message"]
             shapes = ", ".join(f"{e['name']} {'x'.join(map(str, e['shape']))} {e['dtype']}" for e in call.described)
             raise CaptureError(
-                f"the model failed on this input: {type(error).__name__}: {message[0]}",
+                f"the model failed on this input: {type(error).__name__}: {message[0][:_MESSAGE]}",
                 where=self.what.name,
                 received=shapes or "no inputs",
                 todo="check the input's shape and dtype (--input 1x3x224x224, or 1x128:int64 for token ids), "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from memfit.graph.model import BEFORE, Graph, StorageKind
@@ -19,11 +21,24 @@ def cpu_memory(run: Run, graph: Graph) -> tuple[dict[str, Any], list[str]]:
     from memfit.capture.allocations import measure
     from memfit.memory.eager import timeline
 
-    real = measure(run)
+    with _silent_profiler():
+        real = measure(run)
     counted = {StorageKind.INPUT, StorageKind.CONSTANT}
     existing = sum(s.nbytes for s in graph.storages if s.birth == BEFORE and s.kind in counted)
     predicted = timeline(graph)
     return _beside(real.peak_bytes + existing, predicted.peak_bytes), list(predicted.notes)
+
+
+@contextmanager
+def _silent_profiler() -> Iterator[None]:
+    """Keep the profiler's own library from writing to stderr that it starts and stops."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("KINETO_LOG_LEVEL", None)
 
 
 def cuda_memory(run: Run, graph: Graph) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,7 @@ from memfit.analysis.blocks import blocks
 from memfit.analysis.layers import Layer, layers
 from memfit.analysis.ops import op_rows
 from memfit.graph.model import Graph
-from memfit.measure.boundaries import NOBODY, Event
+from memfit.measure.layout import NOBODY, Event
 from memfit.measure.statistics import describe
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from memfit.analysis.result import Benchmark
 from memfit.errors import SourceError, UsageError
-from memfit.measure.statistics import mann_whitney
+from memfit.measure.statistics import is_wide, mann_whitney
 
 LEAST = 0.05
 """A change of the median below this share is none that matters, however surely it is there: two runs of the same
@@ -109,7 +109,8 @@ def compare(result: Benchmark, whole: Sequence[float], rows: Mapping[str, Sequen
     """Put an earlier run's medians beside this one's: `before_ms`, `ratio` (now to before) and `change`.
 
     A change is called faster or slower where both hold: the medians differ by at least 5 %, and a Mann-Whitney test of
-    the two runs' samples gives p < 0.01, divided by the number of rows. Otherwise it is `same`.
+    the two runs' samples gives p < 0.01, divided by the number of rows. Otherwise it is `same`. Where both hold but the
+    middle half of either run's samples spans more than 10 % of their median, it is `unsure`: a busy machine looks so.
 
     Raises:
         UsageError: no row has the same name in both.
@@ -170,6 +171,10 @@ def _change(before: Sequence[float], now: Sequence[float], tests: int) -> dict[s
     then, here = float(np.median(before)), float(np.median(now))
     ratio = here / then
     p = mann_whitney(before, now)
-    real = p < SURE / tests and abs(ratio - 1) >= LEAST
-    change = "same" if not real else "faster" if ratio < 1 else "slower"
+    if p >= SURE / tests or abs(ratio - 1) < LEAST:
+        change = "same"
+    elif is_wide(before) or is_wide(now):
+        change = "unsure"
+    else:
+        change = "faster" if ratio < 1 else "slower"
     return {"before_ms": then, "now_ms": here, "ratio": ratio, "p_value": p, "change": change}

@@ -35,7 +35,7 @@ def describe(samples: ArrayLike) -> dict[str, Any]:
     (2.0, 1.0)
     """
     values = np.asarray(samples, dtype=np.float64)
-    low, p25, p50, p75, p95 = (float(p) for p in np.percentile(values, (0, 25, 50, 75, 95)))
+    low, p50, p95 = (float(p) for p in np.percentile(values, (0, 50, 95)))
     mean = float(values.mean())
     return {
         "mean_ms": mean,
@@ -43,8 +43,18 @@ def describe(samples: ArrayLike) -> dict[str, Any]:
         "min_ms": low,
         "p50_ms": p50,
         "p95_ms": p95,
-        "unsteady": p75 - p25 > WIDE * p50 or abs(mean - p50) > WIDE * p50,
+        "unsteady": is_wide(values) or abs(mean - p50) > WIDE * p50,
     }
+
+
+def is_wide(samples: ArrayLike) -> bool:
+    """Tell whether the middle half of the samples spans too much for their median to be trusted.
+
+    >>> is_wide([1.0, 1.0, 1.0, 9.0]), is_wide([1.0, 2.0, 3.0, 4.0])
+    (False, True)
+    """
+    p25, p50, p75 = np.percentile(np.asarray(samples, dtype=np.float64), (25, 50, 75))
+    return bool(p75 - p25 > WIDE * p50)
 
 
 def median_ranks(count: int) -> tuple[int, int]:

@@ -184,7 +184,8 @@ def subject(source: str | nn.Module, args: Mapping[str, Any] | None, placing: Pl
     """
     loaded = _loaded(source, args, placing)
     model = loaded.model
-    assert model is not None  # refused by now
+    if model is None:
+        raise _no_weights("a source without a PyTorch model", loaded.name)
     notes = list(loaded.notes)
     if isinstance(source, str):
         if placing.weights is not None:
@@ -230,6 +231,8 @@ def _loaded(source: str | nn.Module, args: Mapping[str, Any] | None, placing: Pl
 _CANNOT_RUN = {
     ".memfit.json": "a saved graph, which has no weights",
     ".pt2": "an exported program, which memfit reads for its graph and never executes",
+    ".tflite": "a file of TensorFlow Lite, which PyTorch does not run",
+    ".onnx": "an ONNX file, which PyTorch does not run",
 }
 
 

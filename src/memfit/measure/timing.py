@@ -12,8 +12,9 @@ from torch import nn
 from memfit.capture.recording import tensors_in
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph.model import Graph
-from memfit.measure.boundaries import Event, Layout, check_order, divide, instrument, lay_out, other_order
+from memfit.measure.boundaries import check_order, instrument
 from memfit.measure.config import Config
+from memfit.measure.layout import Event, Layout, divide, lay_out, other_order
 from memfit.measure.program import Program, Step, op_weights, restored
 from memfit.measure.rows import SPECS, RowSpec, Timed, model_row, row_of_ops
 from memfit.measure.session import Progress, collect
@@ -149,12 +150,20 @@ class Stopwatch:
         layout = lay_out(graph, events, row_of, len(specs))
         if layout.shared:
             layout = divide(layout, graph, events, row_of, self._weights(graph))
-        check_order(self.module, layout, self.run)
+        marked, times = self.marked(layout, events), _summing(layout)
+        return lambda: times(marked()), layout.shared
+
+    def marked(self, layout: Layout, events: Sequence[Event]) -> Callable[[], Array]:
+        """Prepare a run with marks; it gives the milliseconds of its parts.
+
+        Raises:
+            CaptureError: the modules are not called in the captured order.
+        """
+        check_order(self.module, events, self.run)
         timer = self.timer
         forward = instrument(self.module, layout, timer.mark)
         expected = len(layout.order) + 1
         paths = [path for path, _ in self.module.named_modules()]
-        times = _summing(layout)
 
         def once() -> Array:
             timer.start()
@@ -166,9 +175,9 @@ class Stopwatch:
             parts = timer.finish()
             if len(parts) != expected:
                 raise other_order(paths, layout.order, [(0, True)] * (len(parts) - 1))
-            return times(parts)
+            return parts
 
-        return once, layout.shared
+        return once
 
     def _weights(self, graph: Graph) -> Array:
         """Give each operation's own time, or where it cannot be run by itself the bytes that it touches."""

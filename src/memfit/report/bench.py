@@ -63,6 +63,8 @@ def conditions(result: Result) -> list[str]:
     if s.get("mode"):
         parts[-1] += " in place" if s["mode"] == "in-place" else f" {s['mode']}"
     parts += [word for key, word in (("channels_last", "channels last"), ("compile", "compiled")) if s.get(key)]
+    if result.per == _BATCHES:
+        parts.append(f"batch {', '.join(str(row.get('batch')) for row in result.rows)}")
     if "warmup" in s:
         parts.append(f"{s['warmup']} + {format_count(s['iterations'])} iterations")
     return parts
@@ -113,15 +115,18 @@ def lines(result: Result) -> list[str]:
             f"against {found['file']}: whole model {_ms(whole['before_ms'])} → {_ms(whole['now_ms'])} ms, "
             f"ratio {whole['ratio']:.3f}, {whole['change']}"
         )
-    counts = {kind: sum(row["change"] == kind for row in found["rows"]) for kind in ("faster", "slower", "same")}
+    counts = {
+        kind: sum(row["change"] == kind for row in found["rows"]) for kind in ("faster", "slower", "unsure", "same")
+    }
     if len(found["rows"]) > 1:
         head = "" if whole else f"against {found['file']}: "
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         sentences.append(f"{head}of {len(found['rows'])} rows {told}")
     for key, words in (("only_now", "only in this run"), ("only_before", f"only in {found['file']}")):
         if found[key]:
             names = ", ".join(found[key][:5]) + (", …" if len(found[key]) > 5 else "")
-            sentences.append(f"{words}: {format_count(len(found[key]))} rows ({names})")
+            rows = "row" if len(found[key]) == 1 else "rows"
+            sentences.append(f"{words}: {format_count(len(found[key]))} {rows} ({names})")
     return sentences
 
 
