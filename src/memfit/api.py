@@ -79,8 +79,8 @@ def profile(
         source: as for `memfit.capture`.
         inputs: as for `memfit.capture`.
         per: what a row is: layer, block, module, op or tensor.
-        memory: the memory model: eager (default), ideal, mcunet, tinytl, autograd, cuda (default with a phase), tensors
-            (default per tensor).
+        memory: the memory model: eager (default), ideal (default for .tflite), mcunet, tinytl, autograd, cuda (default
+            with a phase), tensors (default per tensor).
         training: profile forward, loss and backward; `autograd` and `tinytl` imply it.
         device: cpu, or cuda: what a GPU would run, on a machine without one. None is cuda for the memory model
             `cuda`, else cpu.
@@ -112,8 +112,9 @@ def profile(
     Raises:
         MemfitError: what failed, where, what was received and what to do; see `memfit.capture`.
     """
-    memory = memory or ("tensors" if per == "tensor" else "eager" if phase is None else "cuda")
+    memory = memory or ("tensors" if per == "tensor" else _default_memory(source) if phase is None else "cuda")
     model = memory_model(memory)
+    _check_format(source, memory)
     device = device or ("cuda" if memory == "cuda" else "cpu")
     if device not in ("cpu", "cuda"):
         raise UsageError("there is no such device", where="--device", received=repr(device), todo="use cpu or cuda")
@@ -192,6 +193,36 @@ def profile(
     )
     fit.know(graph)
     return replace(result, totals={**result.totals, **fit.totals()})
+
+
+_MEMORY_OF_FORMAT = {"tflite": "ideal", "onnx": "ideal"}
+"""Format of a file → the memory model that it is profiled with unless another is asked for."""
+
+_MEMORY_OF_PYTORCH = ("eager", "cuda", "autograd", "tinytl")
+
+
+def _format(source: str | nn.Module | Graph) -> str | None:
+    """Name the format of another tool's file, or of the graph read from one."""
+    if isinstance(source, Graph):
+        return source.environment.get("format")
+    suffix = Path(source).suffix.removeprefix(".") if isinstance(source, str) else ""
+    return suffix if suffix in _MEMORY_OF_FORMAT else None
+
+
+def _default_memory(source: str | nn.Module | Graph) -> str:
+    return _MEMORY_OF_FORMAT.get(_format(source) or "", "eager")
+
+
+def _check_format(source: str | nn.Module | Graph, memory: str) -> None:
+    """Refuse memory models of PyTorch for networks that PyTorch does not run."""
+    found = _format(source)
+    if found is not None and memory in _MEMORY_OF_PYTORCH:
+        raise UsageError(
+            f"{memory} is what PyTorch needs, and it does not run .{found} files",
+            where="--memory",
+            received=memory,
+            todo=f"use --memory {_MEMORY_OF_FORMAT[found]} or mcunet",
+        )
 
 
 def _silent(_: str) -> None:

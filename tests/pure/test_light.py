@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import tflite_models
 
 HEAVY = ("torch", "numpy", "rich", "matplotlib", "pandas", "torchvision", "timm", "transformers")
 
@@ -31,6 +34,16 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_results_and_renderers_load_neither_torch_nor_a_plotting_library() -> None:
     assert loaded("import memfit.report, memfit.analysis.select, memfit.report.notebook") == []
+
+
+def test_tflite_files_load_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
+    """The same listing finds torch where it is loaded: see `test_this_check_can_fail`."""
+    path = tmp_path / "net.tflite"
+    path.write_bytes(tflite_models.cnn())
+    names = ("torch", "tensorflow", "tflite_micro", "ai_edge_litert", "memfit.formats.tflite")
+    for memory in ("ideal", "mcunet"):
+        code = f"from memfit.cli.main import main; assert main(['profile', {str(path)!r}, '--memory', {memory!r}]) == 0"
+        assert loaded(code, names) == ["memfit.formats.tflite"]
 
 
 def test_help_is_quick() -> None:

@@ -66,7 +66,8 @@ class _Row:
         self.role = role
         self.scope = scope
         self.norm: str | None = None
-        self.activation: str | None = None
+        self.activation: str | None = None if op is None else op.attrs.get("activation")
+        """Of a file whose operations do one along with their work, or what folds in later."""
         self.shape: tuple[int, ...] = tensor.shape if tensor else ()
         self.dtype = tensor.dtype if tensor else "float32"
         self.elements = tensor.elements if tensor else 0

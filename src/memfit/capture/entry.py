@@ -115,10 +115,12 @@ class Model:
             context: tokens of each of its sequences, the new one included; see `Generation`.
         """
         loaded = self.loaded
-        if loaded.graph is not None:
+        if loaded.model is None:
             _refuse_options(loaded, inputs=inputs, batch=batch, training=training, phase=phase, context=context)
+            if loaded.read is not None:
+                return loaded.read(estimate)
+            assert loaded.graph is not None  # one of the three is there
             return loaded.graph
-        assert loaded.model is not None  # one of the two is there
 
         from memfit.capture.cuda import Cuda
         from memfit.capture.freezing import frozen
@@ -254,10 +256,12 @@ def _refuse_options(loaded: LoadedSource, **options: Any) -> None:
         given = [name for name in given if name != "training"]
     if given:
         raise UsageError(
-            "a saved graph has the inputs and the pass that it was captured with",
+            "a saved graph has the inputs and the pass that it was captured with"
+            if loaded.graph is not None
+            else "this file holds a network for inference, with the inputs that it was converted for",
             where=loaded.name,
             received=", ".join(f"--{name.removesuffix('s') if name == 'inputs' else name}" for name in given),
-            todo="leave them out, or capture the model again with them",
+            todo=f"leave them out, or {'capture' if loaded.graph is not None else 'convert'} the model again with them",
         )
 
 

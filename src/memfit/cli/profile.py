@@ -25,7 +25,7 @@ _BITS = click.IntRange(min=1, max=64)
 @click.argument("source", metavar="SOURCE")
 @click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="1x3x224x224, 1x128:int64 or ids=1x128:int64.")
 @click.option("--per", type=click.Choice(PER), default="layer", show_default=True, help="What a row is.")
-@click.option("--memory", type=click.Choice(MEMORY), help="The memory model; eager for PyTorch unless given.")
+@click.option("--memory", type=click.Choice(MEMORY), help="The memory model; eager unless given, ideal for files.")
 @click.option("--training", is_flag=True, help="Profile forward, loss and backward.")
 @click.option("--device", type=click.Choice(("cpu", "cuda")), help="What runs it; no GPU is needed for cuda.")
 @click.option("--capability", metavar="X.Y", help="The GPU's compute capability; 8.0 (A100) unless given.")
@@ -73,7 +73,8 @@ def command(
 ) -> None:
     """Show where the memory of SOURCE goes, row by row.
 
-    SOURCE is torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, a .pt2 file or a saved .memfit.json graph.
+    SOURCE is torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, a .pt2 or .tflite file or a
+    saved .memfit.json graph.
     No weights are downloaded or allocated.
     """
     output = Output(format, files, force)

@@ -39,8 +39,23 @@ ITEMSIZE: dict[str, int] = {
 }
 """Bytes of one element, by dtype name as PyTorch and NumPy spell it."""
 
+ITEMBITS: dict[str, int] = {"int4": 4, "uint4": 4, "int2": 2}
+"""Bits of one element of the types that share bytes."""
+
 BEFORE = -1
 """Birth of a storage that exists before the first operation."""
+
+
+def packed_bytes(elements: int, dtype: str) -> int:
+    """Bytes of dense elements, those under a byte packed as files store them.
+
+    A runtime may hold such elements unpacked; what its memory model says then counts.
+
+    >>> packed_bytes(3, "float32"), packed_bytes(3, "int4")
+    (12, 2)
+    """
+    bits = ITEMBITS.get(dtype)
+    return elements * ITEMSIZE[dtype] if bits is None else -(-elements * bits // 8)
 
 
 class StorageKind(StrEnum):
@@ -104,7 +119,7 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Dense bytes of the elements, whatever the storage holds besides."""
-        return math.prod(self.shape) * ITEMSIZE[self.dtype]
+        return packed_bytes(math.prod(self.shape), self.dtype)
 
 
 class Ref(int):
@@ -184,6 +199,8 @@ class Graph:
     """Bytes of small tensors made from literals, base64, by tensor id: what replay needs and cannot compute."""
     host: tuple[int, ...] = ()
     """Storages in the host's memory, in a graph captured for another device."""
+    origin: Any = field(default=None, compare=False, repr=False)
+    """The records of the file that it was read from (`memfit.formats`), for passes of that format; not saved."""
 
     def parameters(self) -> Iterator[Tensor]:
         """Every parameter once, in the order of the module tree."""

@@ -487,6 +487,16 @@ _ROLES: dict[str, Role] = {
     **{f"conv_transpose{r}d": Role.CONV for r in (1, 2, 3)},
     **{f"adaptive_{p}_pool{r}d": Role.POOL for p in ("avg", "max") for r in (1, 2, 3)},
     **dict.fromkeys(("relu6", "hardtanh", "relu", "clamp"), Role.ACTIVATION),
+    # Kinds that only files of other tools have
+    **dict.fromkeys(("svdf", "lstm_cell", "rnn_cell"), Role.RECURRENT),
+    **dict.fromkeys(("quantize", "dequantize", "fake_quantize", "squared_difference"), Role.ARITHMETIC),
+    **dict.fromkeys(("depth_to_space", "space_to_depth"), Role.RESIZE),
+    **dict.fromkeys(("batch_to_space", "space_to_batch", "read_variable", "decode", "circular_buffer"), Role.COPY),
+    **dict.fromkeys(("gather_nd", "scatter_nd"), Role.INDEX),
+    **dict.fromkeys(("shape", "rank", "broadcast_args"), Role.CREATE),
+    "add_n": Role.ADD,
+    "l2_pool2d": Role.POOL,
+    "l2_norm": Role.NORM,
     **{entry.kind: entry.role for entry in reversed(OP_TABLE.values()) if isinstance(entry.kind, str)},
 }
 

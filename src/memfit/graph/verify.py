@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memfit.errors import GraphError
-from memfit.graph.model import BEFORE, ITEMSIZE, Graph, StorageKind
+from memfit.graph.model import BEFORE, ITEMBITS, ITEMSIZE, Graph, StorageKind, packed_bytes
 
 
 def verify(graph: Graph) -> None:
@@ -31,17 +31,17 @@ def verify(graph: Graph) -> None:
             raise _broken("a tensor's id is its position", f"tensor {index}", f"id {t.id}")
         if not 0 <= t.storage < len(storages):
             raise _broken("a tensor has a storage", f"tensor {index}", f"storage {t.storage}")
-        if t.dtype not in ITEMSIZE:
+        if t.dtype not in ITEMSIZE and t.dtype not in ITEMBITS:
             raise _broken("a tensor's dtype is a known one", f"tensor {index}", t.dtype)
         if len(t.shape) != len(t.strides) or any(size < 0 for size in t.shape):
             raise _broken("a tensor has one stride per dimension", f"tensor {index}", f"{t.shape}, {t.strides}")
         if t.shape and 0 not in t.shape:
             last = t.offset + sum((n - 1) * step for n, step in zip(t.shape, t.strides, strict=True))
-            if (last + 1) * ITEMSIZE[t.dtype] > storages[t.storage].nbytes:
+            if packed_bytes(last + 1, t.dtype) > storages[t.storage].nbytes:
                 raise _broken(
                     "a tensor lies inside its storage",
                     f"tensor {index}",
-                    f"{(last + 1) * ITEMSIZE[t.dtype]} bytes needed, {storages[t.storage].nbytes} there",
+                    f"{packed_bytes(last + 1, t.dtype)} bytes needed, {storages[t.storage].nbytes} there",
                 )
     for index, scope in enumerate(graph.scopes):
         if scope.index != index or not -1 <= scope.parent < max(index, 1):

@@ -21,7 +21,6 @@ the forward pass counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from memfit.analysis.layers import INPUT, UNUSED, Layer
@@ -48,6 +47,11 @@ def figures(view: View) -> Figures:
         per_op[index] = need
     note = f"mcunet counts every activation, the input too, at {bits} bits"
     return Figures(tuple(per_op), peak(tuple(per_op)), (note,))
+
+
+def _channels(op: Op, shape: tuple[int, ...]) -> int:
+    """Channels of an image, which stand last in the files of some tools."""
+    return shape[-1] if op.attrs.get("layout") == "nhwc" else shape[1]
 
 
 class _Buffers:
@@ -133,7 +137,7 @@ class _Buffers:
                 self._join(value, self.buffer[target])
             elif self._runs_in_place(op, row, position):
                 self._new(value, row.activations, position, within_input=True)
-                self.scratch[position] = math.prod(tensor.shape[2:])
+                self.scratch[position] = tensor.elements // (tensor.shape[0] * _channels(op, tensor.shape))
             else:
                 self._new(value, row.activations, position)
 
@@ -172,7 +176,8 @@ class _Buffers:
             and self.buffer[value] >= 0
             and self.death[self.buffer[value]] == position
             and len(result.shape) > 2
-            and result.shape[1] == source.shape[1]
+            and _channels(op, result.shape) == _channels(op, source.shape)
+            and result.elements > 0
             and row.activations <= values.elements[value]
         )
 

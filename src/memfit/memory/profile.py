@@ -12,7 +12,7 @@ from memfit.analysis.ops import op_rows
 from memfit.analysis.result import Profile
 from memfit.analysis.values import FORWARD, is_kept_copy
 from memfit.errors import UsageError
-from memfit.graph.model import ITEMSIZE, Graph, Phase
+from memfit.graph.model import Graph, Phase, packed_bytes
 from memfit.graph.optable import Role, role
 from memfit.memory import kv_cache
 from memfit.memory.model import Figures, MemoryModel, Options, View
@@ -355,7 +355,7 @@ class _Report:
     def _bytes(self, elements: int, dtype: str) -> int:
         if self.model.name == "mcunet":
             return (elements * self.view.options.bits + 7) // 8 * self.samples
-        return elements * ITEMSIZE[dtype] * self.samples
+        return packed_bytes(elements, dtype) * self.samples
 
     def _output_bytes(self, layer: Layer) -> int:
         return self._bytes(layer.activations, layer.dtype)

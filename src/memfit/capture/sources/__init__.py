@@ -14,7 +14,10 @@ from memfit.errors import MissingExtra, SourceError, UsageError
 
 Loader = Callable[[str, Mapping[str, Any] | None, str | None], LoadedSource]
 
-_KINDS = "use torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, FILE.pt2 or a saved FILE.memfit.json"
+_KINDS = (
+    "use torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, FILE.pt2, FILE.tflite or a saved "
+    "FILE.memfit.json"
+)
 
 
 def load(
@@ -26,7 +29,7 @@ def load(
     (InputSpec(shape=(1, 3, 224, 224), dtype='float32', name='input'),)
 
     Args:
-        source: `torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, `FILE.pt2` or
+        source: `torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, `FILE.pt2`, `FILE.tflite` or
             `FILE.memfit.json`.
         args: the constructor's arguments; text is read as a Python literal where it is one.
         dtype: of weights and floating-point inputs, such as `bf16`; None keeps the model's own.
@@ -144,6 +147,14 @@ def _saved_graph(source: str, args: Mapping[str, Any] | None, dtype: str | None)
     return LoadedSource(source, graph=load_graph(source))
 
 
+def _tflite(source: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
+    _existing(source)
+    _no_options(source, args, dtype if dtype != "int8" else None)
+    from memfit.capture.sources.tflite import load_tflite
+
+    return load_tflite(source)
+
+
 def _unread(source: str, _args: Mapping[str, Any] | None, _dtype: str | None) -> LoadedSource:
     _existing(source)
     raise SourceError("memfit does not read this format yet", where=source, todo=_KINDS)
@@ -172,6 +183,6 @@ _SUFFIXES: dict[str, Loader] = {
     ".memfit.json": _saved_graph,
     ".pt2": _exported,
     ".py": _bare_file,
-    ".tflite": _unread,
+    ".tflite": _tflite,
     ".onnx": _unread,
 }

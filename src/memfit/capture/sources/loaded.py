@@ -44,11 +44,13 @@ def by_name(tensors: Mapping[str, Any]) -> Arguments:
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A model source, loaded; `model` is None where the source is a saved graph."""
+    """A model source, loaded; `model` is None where the source is a file that holds a graph."""
 
     name: str
     model: nn.Module | None = None
     graph: Graph | None = None
+    read: Callable[[bool], Graph] | None = None
+    """Makes the graph of another tool's file; True lets operations pass that no table has."""
     specs: tuple[InputSpec, ...] = ()
     """The inputs that the model takes by its own configuration; empty where it states none."""
     arrange: Callable[[Mapping[str, Any]], Arguments] = positional
