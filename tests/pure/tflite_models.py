@@ -23,6 +23,8 @@ CODES = {"FLOAT32": 0, "INT32": 2, "UINT8": 3, "INT64": 4, "STRING": 5, "BOOL": 
          "RESOURCE": 13, "VARIANT": 14, "INT4": 17}  # fmt: skip
 ACTIVATION = {None: 0, "relu": 1, "relu6": 3}
 SAME, VALID = 0, 1
+_PLACE = 0x7E57_0000_0000
+"""Stands for the place of data behind the tables until it is known."""
 
 
 class TensorSpec(NamedTuple):
@@ -93,7 +95,10 @@ class Net:
         self.tensors: list[TensorSpec] = []
         self.ops: list[OpSpec] = []
         self.inputs: list[int] = []
-        self.metadata: dict[str, bytes] = {}
+        self.metadata: dict[str, bytes | int] = {}
+        """Content by name; a number names a tensor, whose buffer the entry shares."""
+        self.outside = False
+        """Put the data behind the tables, as files of more than 2 GB do."""
         self.others: list[Net] = []
         self.outputs: list[int] = []
         self.signature = False
@@ -406,10 +411,18 @@ class Net:
             graphs.append(net._subgraph(builder, number, payloads, codes))
         metadata = []
         for name, content in self.metadata.items():
-            payloads.append(content)
-            metadata.append(table(builder, "Metadata", name=builder.CreateString(name), buffer=len(payloads) - 1))
-        data = [aligned_bytes(builder, p) if p else None for p in payloads]
-        buffers = offsets(builder, [table(builder, "Buffer", data=d) for d in data])
+            if isinstance(content, bytes):
+                payloads.append(content)
+                buffer = len(payloads) - 1
+            else:
+                buffer = payloads.index(self.tensors[content].data or b"")
+            metadata.append(table(builder, "Metadata", name=builder.CreateString(name), buffer=buffer))
+        if self.outside:
+            written = [table(builder, "Buffer", offset=_PLACE + k, size=len(p)) for k, p in enumerate(payloads)]
+        else:
+            data = [aligned_bytes(builder, p) if p else None for p in payloads]
+            written = [table(builder, "Buffer", data=d) for d in data]
+        buffers = offsets(builder, written)
         kinds = vars(import_module("tflite.BuiltinOperator").BuiltinOperator)
         written = []
         for name, version in codes:
@@ -439,7 +452,13 @@ class Net:
             buffers=buffers, metadata=metadata_at, signature_defs=signatures,
         )  # fmt: skip
         builder.Finish(root, b"TFL3")
-        return bytes(builder.Output())
+        file = bytes(builder.Output())
+        if self.outside:
+            for k, payload in enumerate(payloads):
+                file += bytes(-len(file) % 16)
+                place = len(file) if payload else 0
+                file = file.replace(struct.pack("<Q", _PLACE + k), struct.pack("<Q", place)) + payload
+        return file
 
     def _subgraph(
         self, builder: flatbuffers.Builder, number: int, payloads: list[bytes], codes: list[tuple[str, int]]
