@@ -79,8 +79,8 @@ def profile(
         source: as for `memfit.capture`.
         inputs: as for `memfit.capture`.
         per: what a row is: layer, block, module, op or tensor.
-        memory: the memory model: eager (default), ideal (default for .tflite), mcunet, tinytl, autograd, cuda (default
-            with a phase), tensors (default per tensor).
+        memory: the memory model: eager (default), ideal, tflm (default for .tflite), mcunet, tinytl, autograd, cuda
+            (default with a phase), tensors (default per tensor).
         training: profile forward, loss and backward; `autograd` and `tinytl` imply it.
         device: cpu, or cuda: what a GPU would run, on a machine without one. None is cuda for the memory model
             `cuda`, else cpu.
@@ -175,6 +175,7 @@ def profile(
         train_only=train_only,
         probes=probes,
         allocator=_settings(alloc_conf),
+        estimate=estimate,
     )
     if budget is None or phase is None or isinstance(opened, Graph):
         return result
@@ -195,7 +196,7 @@ def profile(
     return replace(result, totals={**result.totals, **fit.totals()})
 
 
-_MEMORY_OF_FORMAT = {"tflite": "ideal", "onnx": "ideal"}
+_MEMORY_OF_FORMAT = {"tflite": "tflm", "onnx": "ideal"}
 """Format of a file → the memory model that it is profiled with unless another is asked for."""
 
 _MEMORY_OF_PYTORCH = ("eager", "cuda", "autograd", "tinytl")
@@ -210,6 +211,8 @@ def _format(source: str | nn.Module | Graph) -> str | None:
 
 
 def _default_memory(source: str | nn.Module | Graph) -> str:
+    if isinstance(source, Graph) and source.origin is None and _format(source) is not None:
+        return "ideal"  # a saved graph is without the file that it was read from
     return _MEMORY_OF_FORMAT.get(_format(source) or "", "eager")
 
 

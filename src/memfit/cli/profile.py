@@ -13,7 +13,7 @@ import click
 from memfit.cli.options import Output, busy, check_output, deliver, output_options, select_options, split_columns
 from memfit.errors import UsageError
 
-MEMORY = ("eager", "ideal", "mcunet", "tinytl", "autograd", "cuda", "tensors")
+MEMORY = ("eager", "ideal", "mcunet", "tinytl", "autograd", "cuda", "tensors", "tflm")
 PER = ("layer", "block", "module", "op", "tensor")
 DTYPES = ("fp32", "fp16", "bf16", "int8")
 PHASES = ("prefill", "decode")
@@ -25,7 +25,7 @@ _BITS = click.IntRange(min=1, max=64)
 @click.argument("source", metavar="SOURCE")
 @click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="1x3x224x224, 1x128:int64 or ids=1x128:int64.")
 @click.option("--per", type=click.Choice(PER), default="layer", show_default=True, help="What a row is.")
-@click.option("--memory", type=click.Choice(MEMORY), help="The memory model; eager unless given, ideal for files.")
+@click.option("--memory", type=click.Choice(MEMORY), help="The memory model; eager unless given, tflm for .tflite.")
 @click.option("--training", is_flag=True, help="Profile forward, loss and backward.")
 @click.option("--device", type=click.Choice(("cpu", "cuda")), help="What runs it; no GPU is needed for cuda.")
 @click.option("--capability", metavar="X.Y", help="The GPU's compute capability; 8.0 (A100) unless given.")

@@ -32,6 +32,8 @@ class Options:
     """`eager`: measured workspaces of operations that have no rule."""
     allocator: Settings | None = None
     """`cuda`: settings of the caching allocator; None takes its defaults."""
+    estimate: bool = False
+    """`tflm`: let operators pass whose kernel the table lacks, with a note."""
 
 
 class View:

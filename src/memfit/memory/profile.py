@@ -49,6 +49,7 @@ def profile_graph(
     train_only: str | None = None,
     probes: Mapping[int, tuple[int, ...]] | None = None,
     allocator: Settings | None = None,
+    estimate: bool = False,
     depth: int | None = None,
 ) -> Profile:
     """Show where a captured network's memory goes.
@@ -74,6 +75,7 @@ def profile_graph(
         train_only: which parameters train: bias, norm, or a regular expression that their names contain.
         probes: `eager`: measured workspaces.
         allocator: `cuda`: settings of the caching allocator.
+        estimate: `tflm`: let operators pass whose kernel the table lacks, with a note.
         depth: module rows down to that depth.
 
     Raises:
@@ -95,6 +97,7 @@ def profile_graph(
             train_only=train_only,
             probes=probes,
             allocator=allocator,
+            estimate=estimate,
         ),
     )
     figures = model.figures(view)

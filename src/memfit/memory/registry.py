@@ -31,6 +31,13 @@ def _cuda(view: View) -> Figures:
     return figures(view)
 
 
+def _tflm(view: View) -> Figures:
+    """Give the arena of TensorFlow Lite Micro in use at each operation, and head, tail and smallest arena."""
+    from memfit.memory.tflm.profile import figures
+
+    return figures(view)
+
+
 MODELS = MappingProxyType(
     {
         model.name: model
@@ -42,6 +49,7 @@ MODELS = MappingProxyType(
             autograd.MODEL,
             tensors.MODEL,
             MemoryModel("cuda", "what torch.cuda will report: the caching allocator over the run", "peak", _cuda),
+            MemoryModel("tflm", "the arena that TensorFlow Lite Micro needs, of .tflite files", "peak", _tflm),
         )
     }
 )
