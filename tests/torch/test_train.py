@@ -317,6 +317,7 @@ def test_each_idea_is_a_prediction_of_its_own(net: nn.Module) -> None:
         direct = predict(net, int(option(words, "--batch") or 32), **chosen).totals
         assert idea["peak_reserved_bytes"] == direct["peak_reserved_bytes"], idea["name"]
         assert idea["peak_allocated_bytes"] == direct["peak_allocated_bytes"]
+        assert idea["needed_bytes"] == idea["peak_reserved_bytes"] + step.totals["context_bytes"]
         assert idea["saves_bytes"] == step.totals["peak_reserved_bytes"] - idea["peak_reserved_bytes"] > 0
         assert idea["fits"] is (idea["peak_reserved_bytes"] + CONTEXT <= budget)
         assert ("--checkpoint" in idea["name"]) is bool(idea["checkpoint"])
@@ -637,9 +638,9 @@ def sample() -> TrainingStep:
     idea = {"peak_allocated_bytes": 30 * MIB, "checkpoint": []}
     advice = (
         {"name": "--checkpoint auto (3 blocks)", "peak_reserved_bytes": 10 * MIB, "saves_bytes": 70 * MIB, "fits": True,
-         "cost": "computes these again", **idea},
+         "needed_bytes": 510 * MIB, "cost": "computes these again", **idea},
         {"name": "--optimizer sgd", "peak_reserved_bytes": 72 * MIB, "saves_bytes": 8 * MIB, "fits": False,
-         "cost": "tune it again", **idea},
+         "needed_bytes": 572 * MIB, "cost": "tune it again", **idea},
     )  # fmt: skip
     settings = {
         "batch": 8, "optimizer": "adam", "kernels": "fused", "dtype": None, "autocast": "bf16", "accumulate": 4,

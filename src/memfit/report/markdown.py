@@ -28,7 +28,7 @@ def render(result: Result, stream: IO[str]) -> None:
     phrases = headline.totals(result)
     if phrases:
         stream.write(f"\n{_escaped(' · '.join(phrases))}\n")
-    remarks = [f"- {_escaped(sentence)}\n" for sentence in headline.lines(result)]
+    remarks = [f"- {_escaped(sentence.strip())}\n" for sentence in headline.lines(result)]
     remarks += [f"- {_escaped(note)}\n" for note in result.notes]
     around = headline.environment(result)
     if around:

@@ -50,7 +50,7 @@ def totals(result: Result) -> list[str]:
     t = result.totals
     phrases = []
     if t.get("fits") is not None:
-        budget = format_bytes(t["budget_bytes"])
+        budget = _round(t["budget_bytes"])
         if t["fits"]:
             phrases.append(f"fits {budget}: the largest batch that does is {t['max_batch']:,}")
         else:
@@ -73,7 +73,12 @@ def lines(result: Result) -> list[str]:
     """Say what would help, the most helpful first."""
     if not isinstance(result, TrainingStep) or not result.advice:
         return []
-    return ["what would help, with the reserved bytes that it leads to:", *map(_idea, result.advice[:_ADVICE])]
+    return ["what would help, and what the step then needs in all:", *map(_idea, result.advice[:_ADVICE])]
+
+
+def _round(nbytes: int) -> str:
+    """Write a budget as people give it: whole GiB as such."""
+    return format_bytes(nbytes) if nbytes % (1 << 30) else f"{nbytes >> 30} GiB"
 
 
 _TOTALS = {
@@ -86,7 +91,7 @@ _TOTALS = {
 
 def _idea(idea: dict[str, Any]) -> str:
     fits = {True: ", fits", False: ", still short", None: ""}[idea["fits"]]
-    return f"  {format_bytes(idea['peak_reserved_bytes'])}{fits}: {idea['name']} ({idea['cost']})"
+    return f"  {format_bytes(idea['needed_bytes'])}{fits}: {idea['name']} ({idea['cost']})"
 
 
 def timeline(result: Result) -> Figure:

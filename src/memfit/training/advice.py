@@ -74,7 +74,7 @@ def _changes(setup: Setup, batch_norm: bool) -> Iterator[tuple[str, Callable[[Pr
         yield (
             "--checkpoint auto",
             lambda predictor: checkpointing.choose(predictor, setup, None),
-            "computes the forward pass of these blocks twice",
+            "computes their forward pass twice; with a budget, of as few as fit",
         )
     if setup.autocast is None and setup.dtype in (None, "fp32"):
         kind = "bf16" if setup.capability is None or float(setup.capability) >= 8 else "fp16"

@@ -90,7 +90,7 @@ def predict_step(
         environment=dict(prediction.graph.environment),
         settings=setup.describe(),
         timeline=_timeline(prediction),
-        advice=tuple(_advice(idea, prediction, room) for idea in found),
+        advice=tuple(_advice(idea, prediction, room, context) for idea in found),
     )
 
 
@@ -192,12 +192,13 @@ def _timeline(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _advice(idea: Idea, now: Prediction, room: int | None) -> dict[str, Any]:
+def _advice(idea: Idea, now: Prediction, room: int | None, context: int) -> dict[str, Any]:
     needed = idea.prediction.peak_reserved_bytes
     return {
         "name": idea.name,
         "peak_reserved_bytes": needed,
         "peak_allocated_bytes": idea.prediction.simulation.peak_allocated_bytes,
+        "needed_bytes": needed + context,
         "saves_bytes": now.peak_reserved_bytes - needed,
         "fits": None if room is None else needed <= room,
         "cost": idea.cost,
