@@ -41,7 +41,7 @@ def test_tflite_files_load_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     path = tmp_path / "net.tflite"
     path.write_bytes(tflite_models.cnn())
     names = ("torch", "tensorflow", "tflite_micro", "ai_edge_litert", "memfit.formats.tflite")
-    for memory in ("ideal", "mcunet"):
+    for memory in ("ideal", "mcunet", "tflm"):
         code = f"from memfit.cli.main import main; assert main(['profile', {str(path)!r}, '--memory', {memory!r}]) == 0"
         assert loaded(code, names) == ["memfit.formats.tflite"]
 
