@@ -447,6 +447,13 @@ def test_measured_memory_equals_the_prediction() -> None:
     assert totals["predicted_peak_bytes"] == memfit.profile(MOBILENET, "1x3x64x64").totals["peak_bytes"]
 
 
+def test_workspaces_without_a_rule_are_measured_for_the_prediction() -> None:
+    result = memfit.bench(Residual(), "1x4x64x64", dtype="bf16", with_memory=True, **QUICK)
+    assert abs(result.totals["prediction_error"]) < 0.01
+    if memfit.capture(Residual(), "1x4x64x64", dtype="bf16").environment["isa"] == "AVX512":
+        assert any("measured one by one, without a rule" in note for note in result.notes)
+
+
 def test_the_profiler_writes_nothing(capfd) -> None:
     memfit.bench(Residual(), "1x4x8x8", with_memory=True, **QUICK)
     assert capfd.readouterr() == ("", "")

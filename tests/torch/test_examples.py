@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+QUICK = ["--warmup", "0", "--iterations", "1", "--threads", "1", "--inputs", "1x3x500x334", "--output", "study"]
+SHORT = {"mobilenet_v2_study": QUICK}
+"""Options that make an example quick enough for a test."""
+
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 
 
@@ -16,7 +20,7 @@ def test_an_example_runs(
     example: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(example)])
+    monkeypatch.setattr(sys, "argv", [str(example), *SHORT.get(example.stem, ())])
     runpy.run_path(str(example), run_name="__main__")
     printed = capsys.readouterr().out
     assert "published" in printed
@@ -25,4 +29,4 @@ def test_an_example_runs(
 
 
 def test_there_are_as_many_as_studies() -> None:
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6

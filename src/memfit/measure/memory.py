@@ -26,7 +26,15 @@ def cpu_memory(run: Run, graph: Graph) -> tuple[dict[str, Any], list[str]]:
     counted = {StorageKind.INPUT, StorageKind.CONSTANT}
     existing = sum(s.nbytes for s in graph.storages if s.birth == BEFORE and s.kind in counted)
     predicted = timeline(graph)
-    return _beside(real.peak_bytes + existing, predicted.peak_bytes), list(predicted.notes)
+    notes = list(predicted.notes)
+    if predicted.unknown:
+        from memfit.capture.cpu_probe import probe
+
+        kinds = ", ".join(sorted(predicted.unknown))
+        with _silent_profiler():
+            predicted = timeline(graph, probe(graph))
+        notes = [*predicted.notes, f"predicted with workspaces measured one by one, without a rule: {kinds}"]
+    return _beside(real.peak_bytes + existing, predicted.peak_bytes), notes
 
 
 @contextmanager
