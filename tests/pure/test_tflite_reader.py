@@ -236,6 +236,14 @@ def test_texts_and_variants_have_no_size() -> None:
     assert graph_of(data, estimate=True).ops[0].kind == "shape"
 
 
+def test_compressed_constants_may_be_shorter_than_their_shape() -> None:
+    net = models.Net("FLOAT32")
+    y = net.op("ADD", [net.input(1, 4), net.tensor((1, 4), data=b"abc")], [net.tensor((1, 4))], "AddOptions")
+    net.metadata["COMPRESSION_METADATA"] = b"x"
+    graph = graph_of(net.build(y))
+    assert graph.notes == ("compressed constants count with all their elements, not as the file stores them",)
+
+
 # -- names that are not to be trusted ------------------------------------------------------------------------------
 
 
@@ -312,6 +320,13 @@ def patched(change: str) -> bytes:
         return net.build(net.op("CONV_2D", [x, x], [net.tensor((1, 4))], "Conv2DOptions"))
     if change == "no filter":
         return net.build(net.op("FULLY_CONNECTED", [x], [net.tensor((1, 4))], "FullyConnectedOptions"))
+    if change == "no input":
+        return net.build(net.op("RELU", [], [net.tensor((1, 4))]))
+    if change == "one of two":
+        return net.build(net.op("ADD", [x, -1], [net.tensor((1, 4))], "AddOptions"))
+    if change == "no output":
+        net.op("RELU", [x], [])
+        return net.build(x)
     raise AssertionError(change)
 
 
@@ -333,6 +348,9 @@ def patched(change: str) -> bytes:
         ("filter", r"(?s)FULLY_CONNECTED cannot run: its filter does not divide the input.*1x4, 3x5, left out, 1x3"),
         ("rank of input", r"(?s)CONV_2D cannot run: input 1 has 2 dimensions instead of 4"),
         ("no filter", r"(?s)FULLY_CONNECTED cannot run: input 1 is missing.*1 inputs"),
+        ("no input", r"(?s)RELU lacks an input or an output.*operators\[0\].*inputs \[\], outputs \[1\]"),
+        ("one of two", r"(?s)ADD lacks an input.*inputs \[0, -1\], outputs \[1\]"),
+        ("no output", r"(?s)RELU lacks an input or an output.*inputs \[0\], outputs \[\]"),
     ],
 )
 def test_a_file_that_cannot_run_says_what_where_and_what_to_do(change: str, message: str) -> None:

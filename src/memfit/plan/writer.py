@@ -380,7 +380,6 @@ def _placeless(model: TfliteModel, subgraphs: Sequence[Subgraph]) -> Iterator[ob
     for subgraph in subgraphs:
         yield subgraph.index, subgraph.name, subgraph.inputs, subgraph.outputs
         for tensor in subgraph.tensors:
-            data = model.buffers[tensor.buffer].data if tensor.buffer < len(model.buffers) else None
-            yield repr(tensor._replace(data=None)), model.content(data)
+            yield repr(tensor._replace(data=None)), model.content(tensor.data)
         for operator in subgraph.operators:
             yield repr(operator._replace(custom_options=None)), model.content(operator.custom_options)

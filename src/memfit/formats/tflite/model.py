@@ -17,6 +17,10 @@ from memfit.formats.flatbuffer import Span
 OFFLINE_MEMORY_ALLOCATION = "OfflineMemoryAllocation"
 """Metadata entry whose offsets TFLM obeys: kOfflineMemAllocMetadata, micro_allocation_info.cc."""
 
+COMPRESSION = "COMPRESSION_METADATA"
+"""Metadata entry of files whose constants TFLM unpacks as it runs: kCompressionMetadataString,
+tensorflow/lite/micro/micro_allocator.cc."""
+
 OFFLINE_VERSION = 1
 """First value of that entry; tensorflow/lite/micro/docs/memory_management.md."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from memfit.errors import SourceError
 from memfit.formats.flatbuffer import Field, File, Layout, Schema, Span, Table
 from memfit.formats.tflite.model import (
+    COMPRESSION,
     TYPE_BITS,
     Buffer,
     Metadata,
@@ -104,6 +105,7 @@ class _Reader:
         self.details = self.schema.names("QuantizationDetails")
         self.buffers: tuple[Buffer, ...] = ()
         self.codes: tuple[OperatorCode, ...] = ()
+        self.compressed = False
 
     def layout(self, name: str) -> Layout:
         return self.schema.layout(name)
@@ -121,6 +123,8 @@ class _Reader:
             )
         self.buffers = tuple(self._buffer(table) for table in root.tables("buffers", self.layout("Buffer")))
         self.codes = tuple(self._code(t) for t in root.tables("operator_codes", self.layout("OperatorCode")))
+        metadata = tuple(self._metadata(t) for t in root.tables("metadata", self.layout("Metadata")))
+        self.compressed = any(entry.name == COMPRESSION for entry in metadata)
         subgraphs = tuple(
             self._subgraph(table, index)
             for index, table in enumerate(root.tables("subgraphs", self.layout("SubGraph")))
@@ -135,7 +139,7 @@ class _Reader:
             codes=self.codes,
             subgraphs=subgraphs,
             buffers=self.buffers,
-            metadata=tuple(self._metadata(t) for t in root.tables("metadata", self.layout("Metadata"))),
+            metadata=metadata,
             metadata_buffer=self._indices(root, "metadata_buffer", len(self.buffers), "buffers", low=None),
             signatures=tuple(
                 self._signature(table, subgraphs)
@@ -206,11 +210,11 @@ class _Reader:
                 "a tensor has a size that cannot be", f"{where}.shape", "x".join(map(str, shape)) or "scalar"
             )
         buffer = table.number("buffer")
-        if buffer and buffer >= len(self.buffers):
+        if buffer >= len(self.buffers):
             raise file.damaged(
                 "a tensor names a buffer that is not there", f"{where}.buffer", f"{buffer} of {len(self.buffers)}"
             )
-        data = self.buffers[buffer].data if buffer < len(self.buffers) else None
+        data = self.buffers[buffer].data
         sparse = bool(table.place("sparsity"))
         name = table.text("name") or ""
         tensor = TfliteTensor(
@@ -227,17 +231,14 @@ class _Reader:
             sparse,
             table.number("external_buffer"),
         )
-        if data is not None and kind in TYPE_BITS and not sparse and data.nbytes < tensor.nbytes:
-            self._short(tensor, data, where)
+        whole = not sparse and not self.compressed and kind in TYPE_BITS
+        if data is not None and whole and data.nbytes < tensor.nbytes:
+            raise self.file.damaged(
+                "a constant has less data than its shape asks for",
+                f"{where} ({name})" if name else where,
+                f"{data.nbytes:,} bytes for {'x'.join(map(str, shape)) or 'a scalar'} of {kind}",
+            )
         return tensor
-
-    def _short(self, tensor: TfliteTensor, data: Span, where: str) -> None:
-        """Refuse constant data that is shorter than its shape; TFLM's own compression keeps less on purpose."""
-        raise self.file.damaged(
-            "a constant has less data than its shape asks for",
-            f"{where} ({tensor.name})" if tensor.name else where,
-            f"{data.nbytes:,} bytes for {'x'.join(map(str, tensor.shape)) or 'a scalar'} of {tensor.type}",
-        )
 
     def _quantization(self, table: Table) -> Quantization | None:
         found = table.table("quantization", self.layout("QuantizationParameters"))

@@ -15,6 +15,7 @@ from memfit.capture.sources.tflite.operators import ACTIVATIONS, CUSTOM_OPERATOR
 from memfit.capture.sources.tflite.scopes import scopes_of
 from memfit.errors import SourceError, UnsupportedOp
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
+from memfit.formats.tflite.model import COMPRESSION
 from memfit.graph.model import BEFORE, Graph, Op, Ref, Scope, Storage, StorageKind, Tensor, packed_bytes
 from memfit.graph.verify import verify
 
@@ -116,6 +117,13 @@ class _Build:
                 f"{operator.name} carries the options of another operator",
                 f"operators[{operator.index}]",
                 f"{operator.options_type} instead of {found.options}",
+            )
+        present = next((k for k, i in enumerate(operator.inputs) if i < 0), len(operator.inputs))
+        if present < found.inputs or len(operator.outputs) < found.outputs:
+            raise self._wrong(
+                f"{operator.name} lacks an input or an output",
+                f"operators[{operator.index}]",
+                f"inputs {list(operator.inputs)}, outputs {list(operator.outputs)}",
             )
         return found
 
@@ -296,8 +304,10 @@ class _Build:
             ] = None
         if any(-1 in self.tensors[i].signature for i in self.subgraph.inputs):
             self.notes["an input's size may vary; it counts as the file has it"] = None
-        if any(t.sparse for t in self.tensors):
-            self.notes["sparse constants count with all their elements, not as the file stores them"] = None
+        compressed = any(entry.name == COMPRESSION for entry in model.metadata)
+        if compressed or any(t.sparse for t in self.tensors):
+            how = "compressed" if compressed else "sparse"
+            self.notes[f"{how} constants count with all their elements, not as the file stores them"] = None
         if any(t.external for t in self.tensors):
             self.notes["constants in other files count with the size of their shape"] = None
 

@@ -75,6 +75,9 @@ class Entry(NamedTuple):
     """The table of options that it must have, if any."""
     mutates: bool = False
     """True where it writes to the variable tensors among its inputs."""
+    inputs: int = 1
+    """So many of its first inputs must be there."""
+    outputs: int = 1
 
 
 # -- convolution and products -------------------------------------------------------------------------------------
@@ -215,12 +218,18 @@ def _pool_attrs(call: Call) -> dict[str, Any]:
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
-def _named(text: str, *, settings: tuple[int, ...] = ()) -> dict[str, Entry]:
-    """Rows that are no more than a name, as OPERATOR=kind; without a kind it is the operator's own in small letters."""
+def _named(
+    text: str, *, settings: tuple[int, ...] = (), inputs: int | None = None, outputs: int = 1
+) -> dict[str, Entry]:
+    """Rows that are no more than a name, as OPERATOR=kind; without a kind it is the operator's own in small letters.
+
+    Its inputs go up to the last setting unless their number is given.
+    """
     rows = {}
+    least = 1 + max(settings, default=0) if inputs is None else inputs
     for item in text.split():
         name, _, kind = item.partition("=")
-        rows[name] = Entry(kind or name.lower(), settings)
+        rows[name] = Entry(kind or name.lower(), settings, inputs=least, outputs=outputs)
     return rows
 
 
@@ -243,20 +252,25 @@ OPERATORS: dict[str, Entry] = {
     "BIDIRECTIONAL_SEQUENCE_RNN": Entry("rnn", (), _recurrent_macs(2), mutates=True),
     "LSTM": Entry("lstm_cell", (), _recurrent_macs(1), mutates=True),
     "RNN": Entry("rnn_cell", (), _recurrent_macs(1), mutates=True),
-    **_named("EMBEDDING_LOOKUP=embedding"),
+    **_named("EMBEDDING_LOOKUP=embedding", inputs=2),
     # Activations and norms
     **_named(
-        "RELU RELU6 RELU_N1_TO_1=hardtanh RELU_0_TO_1=clamp LEAKY_RELU ELU PRELU GELU HARD_SWISH=hardswish TANH"
+        "RELU RELU6 RELU_N1_TO_1=hardtanh RELU_0_TO_1=clamp LEAKY_RELU ELU GELU HARD_SWISH=hardswish TANH"
         " LOGISTIC=sigmoid SOFTMAX LOG_SOFTMAX L2_NORMALIZATION=l2_norm"
         " LOCAL_RESPONSE_NORMALIZATION=local_response_norm"
     ),
+    **_named("PRELU", inputs=2),
     # Element-wise
     **_named(
-        "ADD ADD_N SUB MUL DIV FLOOR_DIV=floor_divide FLOOR_MOD=remainder MAXIMUM MINIMUM POW ABS NEG EXP LOG SQRT"
-        " RSQRT SQUARE SQUARED_DIFFERENCE SIN COS CEIL FLOOR ROUND SIGN ATAN2 EQUAL=eq NOT_EQUAL=ne LESS=lt"
-        " LESS_EQUAL=le GREATER=gt GREATER_EQUAL=ge LOGICAL_AND LOGICAL_OR LOGICAL_NOT BITWISE_XOR"
-        " RIGHT_SHIFT=bitwise_right_shift CAST BITCAST=cast SELECT=where SELECT_V2=where QUANTIZE DEQUANTIZE"
-        " FAKE_QUANT=fake_quantize"
+        "ADD SUB MUL DIV FLOOR_DIV=floor_divide FLOOR_MOD=remainder MAXIMUM MINIMUM POW SQUARED_DIFFERENCE ATAN2"
+        " EQUAL=eq NOT_EQUAL=ne LESS=lt LESS_EQUAL=le GREATER=gt GREATER_EQUAL=ge LOGICAL_AND LOGICAL_OR BITWISE_XOR"
+        " RIGHT_SHIFT=bitwise_right_shift",
+        inputs=2,
+    ),
+    **_named("SELECT=where SELECT_V2=where", inputs=3),
+    **_named(
+        "ADD_N ABS NEG EXP LOG SQRT RSQRT SQUARE SIN COS CEIL FLOOR ROUND SIGN LOGICAL_NOT CAST BITCAST=cast QUANTIZE"
+        " DEQUANTIZE FAKE_QUANT=fake_quantize"
     ),
     # Pooling, resizing, joining
     "AVERAGE_POOL_2D": Entry("avg_pool2d", (), None, _pool_attrs, "Pool2DOptions"),
@@ -271,12 +285,16 @@ OPERATORS: dict[str, Entry] = {
         settings=(1,),
     ),
     # Same values in new bytes
-    **_named("RESHAPE EXPAND_DIMS=unsqueeze TRANSPOSE PAD MIRROR_PAD=pad TILE REVERSE_V2=flip", settings=(1,)),
-    **_named("PADV2=pad BROADCAST_TO=expand_copy", settings=(1,)),
+    **_named("RESHAPE", settings=(1,), inputs=1),
+    **_named(
+        "EXPAND_DIMS=unsqueeze TRANSPOSE PAD MIRROR_PAD=pad TILE REVERSE_V2=flip BROADCAST_TO=expand_copy",
+        settings=(1,),
+    ),
+    **_named("PADV2=pad", settings=(1,), inputs=3),
     **_named("SQUEEZE UNPACK=unbind"),
     **_named("SLICE BATCH_TO_SPACE_ND=batch_to_space SPACE_TO_BATCH_ND=space_to_batch", settings=(1, 2)),
     **_named("STRIDED_SLICE=slice", settings=(1, 2, 3)),
-    **_named("SPLIT", settings=(0,)),
+    **_named("SPLIT", settings=(0,), inputs=2),
     **_named("SPLIT_V=split", settings=(1, 2)),
     **_named("DYNAMIC_UPDATE_SLICE=slice_scatter", settings=(2,)),
     **_named("GATHER GATHER_ND", settings=(1,)),
@@ -284,11 +302,15 @@ OPERATORS: dict[str, Entry] = {
     **_named("ONE_HOT", settings=(1, 2, 3)),
     # Values from nothing
     **_named("SHAPE RANK ZEROS_LIKE"),
-    **_named("FILL=full", settings=(0,)),
+    **_named("FILL=full", settings=(0,), inputs=2),
     **_named("RANGE=arange", settings=(0, 1, 2)),
     **_named("BROADCAST_ARGS", settings=(0, 1)),
     # State and control flow
-    **_named("VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE CALL_ONCE IF WHILE"),
+    **_named("VAR_HANDLE", inputs=0),
+    **_named("READ_VARIABLE IF"),
+    **_named("WHILE", outputs=0),
+    **_named("ASSIGN_VARIABLE", inputs=2, outputs=0),
+    **_named("CALL_ONCE", inputs=0, outputs=0),
 }
 """Builtin operator, by the schema's name → what memfit knows of it."""
 
