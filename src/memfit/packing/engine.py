@@ -67,15 +67,44 @@ def compiled() -> Engine | None:
     return Engine("numba", module.advance, lambda values: np.array(values, dtype=np.int64), 50_000)
 
 
-def board(view: Sections, strategy: Strategy, capacity: int, engine: Engine) -> search.Board:
-    """Lay out a search for one component.
+_CHANGING = (
+    "entries", "place", "skyline", "rest", "live", "crossing", "changed", "options", "floating", "head", "decided",
+    "dirty", "marked",
+)  # fmt: skip
+"""The board's fields that a search starts from afresh; the trail and the frames may keep what an earlier one left."""
 
-    Args:
-        view: the component.
-        strategy: order and rules.
-        capacity: in units of `view.unit`.
-        engine: what shall run it.
-    """
+
+class Start:
+    """A component laid out for one engine: the state in which every search begins."""
+
+    def __init__(self, view: Sections, engine: Engine) -> None:
+        self._board = _board(view, engine)
+        self._engine = engine
+        self._fresh = {name: getattr(self._board, name)[:] for name in _CHANGING}
+        if not isinstance(self._board.skyline, list):
+            self._fresh = {name: values.copy() for name, values in self._fresh.items()}
+
+    def board(self, strategy: Strategy, capacity: int) -> search.Board:
+        """Begin a search; the board of the one before is used again.
+
+        Args:
+            strategy: order and rules.
+            capacity: in units of the component.
+        """
+        for name, values in self._fresh.items():
+            getattr(self._board, name)[:] = values
+        self._board.rank[:] = self._engine.array(strategy.rank)
+        control = self._board.control
+        for place in (search.DEPTH, search.TRAIL, search.NODES, search.PHASE, search.OVERFLOW):
+            control[place] = 0
+        control[search.CAPACITY] = capacity
+        control[search.RULE] = strategy.rule
+        control[search.RIGHT] = int(strategy.right)
+        return self._board
+
+
+def _board(view: Sections, engine: Engine) -> search.Board:
+    """Lay out a component: nothing placed but the fixed blocks."""
     blocks, count, entries = len(view.blocks), view.count, len(view.section)
     owner = [block for block in range(blocks) for _ in range(view.first[block], view.first[block + 1])]
     by_section: list[list[int]] = [[] for _ in range(count)]
@@ -97,24 +126,31 @@ def board(view: Sections, strategy: Strategy, capacity: int, engine: Engine) -> 
     begin = [0]
     for of_section in by_section:
         begin.append(begin[-1] + len(of_section))
+    near_first, near = [0], []
+    for block in range(blocks):
+        met = {
+            owner[entry]
+            for position in range(view.first[block], view.first[block + 1])
+            for entry in by_section[view.section[position]]
+        }
+        near += sorted(met - {block})
+        near_first.append(len(near))
     flat = [entry for of_section in by_section for entry in of_section]
     place = [0] * entries
     for position, entry in enumerate(flat):
         place[entry] = position
     rest = [sum(view.top[entry] - view.low[entry] for entry in of_section) for of_section in by_section]
+    live = [len(of_section) for of_section in by_section]
     frames = FRAMES_PER_BLOCK * blocks + 8 * count + 16
     room = 24 * entries + 64 * count + 16 * frames
     control = [0] * 10
     control[search.FLOATS] = int(not plain or linked)
     control[search.LINKED] = int(linked)
-    control[search.CAPACITY] = capacity
-    control[search.RULE] = strategy.rule
-    control[search.RIGHT] = int(strategy.right)
     nothing, none = [0] * count, [0] * frames
     fields = (
         view.first, view.section, view.low, view.top, owner, view.alignment, view.high, begin, view.spare,
-        strategy.rank, twin, flat, place,
-        nothing, rest, [len(of_section) for of_section in by_section], crossing, [-1] * count, nothing, nothing,
+        [0] * blocks, twin, near_first, near, flat, place,
+        nothing, rest, live, crossing, [-1] * count, nothing, [0] * blocks, nothing,
         view.least, [0] * blocks,
         [0] * room, [0] * room, nothing, nothing, nothing, nothing,
         none, none, none, none, none, none, none, none, [0] * (8 * entries + 16 * frames), control,

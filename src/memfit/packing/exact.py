@@ -14,7 +14,7 @@ from memfit.packing.engine import Engine, Strategy
 from memfit.packing.greedy import Neighbours, by_area, by_duration, by_size, height, lowest, place, tightest
 from memfit.packing.sections import Sections, components, sections
 
-PLAIN_NODES = 20_000
+PLAIN_NODES = 10_000
 """Nodes after which a search goes on compiled, where numba is installed."""
 
 Progress = Callable[[int, int, int], None]
@@ -31,6 +31,8 @@ class Budget:
     """`time.monotonic()` at which it must stop."""
     use_numba: bool | None = None
     """None: compiled past `PLAIN_NODES`; True: from the start; False: never."""
+    tick: Callable[[], None] | None = None
+    """Called between two stretches of a search."""
     used: int = 0
     stopped: str | None = None
 
@@ -118,6 +120,7 @@ class Portfolio:
         self.view, self.capacity = view, capacity
         self._strategies = enumerate(strategies(view), 1)
         self._board: search.Board | None = None
+        self._start: engine.Start | None = None
         self._engine = engine.PLAIN
         self._todo = 0
         self.offsets: list[int] = []
@@ -134,10 +137,14 @@ class Portfolio:
             return search.INFEASIBLE
         end = budget.nodes if limit is None else min(budget.nodes, budget.used + limit)
         while budget.left() and budget.used < end:
+            if budget.tick is not None:
+                budget.tick()
             if self._board is None or self._todo <= 0:
                 number, strategy = next(self._strategies)
-                self._engine = budget.engine()
-                self._board = engine.board(self.view, strategy, self.capacity, self._engine)
+                wanted = budget.engine()
+                if self._start is None or wanted is not self._engine:
+                    self._engine, self._start = wanted, engine.Start(self.view, wanted)
+                self._board = self._start.board(strategy, self.capacity)
                 self._todo = 4 * len(self.view.blocks) * luby(number)
             before = int(self._board.control[search.NODES])
             share = min(self._todo, self._engine.nodes_per_call, end - budget.used)
@@ -189,7 +196,7 @@ def exact(
         blocks: what to place.
         capacity: stop at the first packing within it, in bytes; None for the lowest.
         budget: what may be used.
-        progress: called before each attempt.
+        progress: called between two stretches of a search.
 
     Returns:
         The offset of each block, and the lower bound, in bytes.
@@ -218,7 +225,8 @@ def exact(
             if progress is not None:
                 progress(budget.used, part.bound * unit, part.best * unit)
 
-        _lower(part, goal // unit, budget, report)
+        budget.tick = report
+        _lower(part, goal // unit, budget, first=capacity is not None)
         bound = max(bound, part.bound * unit)
         if capacity is None:
             goal = max(goal, part.best * unit)
@@ -227,26 +235,26 @@ def exact(
     return offsets, bound
 
 
-def _lower(part: Component, goal: int, budget: Budget, report: Callable[[], None]) -> None:
+def _lower(part: Component, goal: int, budget: Budget, *, first: bool) -> None:
     """Bring a component down to a goal, or as low as the budget allows; heights in units.
 
     First the goal itself: nearly always the lower bound can be reached. Then heights between what is ruled out and the
-    best found, nearer to the goal first. That a search ran out of budget says nothing about its height, so the whole
-    pass is repeated with four times as much.
+    best found, nearer to the goal first. That a search ran out of budget says nothing about its height, so all of them
+    go on with twice as much. With `first`, only the goal counts.
     """
     limit = 120 * len(part.view.blocks)
     while part.best > max(goal, part.closed) and budget.left():
-        report()
         floor = max(goal, part.closed)
+        if first and floor > goal:
+            break
         part.attempt(floor, budget, limit)
         share = 2
-        while floor == max(goal, part.closed) and part.best > floor + 1 and share and budget.left():
+        while not first and floor == max(goal, part.closed) and part.best > floor + 1 and share and budget.left():
             before, gap = part.best, part.best - floor
-            part.attempt(part.best - max(1, gap // share), budget, limit)
-            report()
+            part.attempt(part.best - max(1, gap // share), budget, limit // 8)
             share = 2 if part.best < before else 2 * share if share < gap else 0
         if floor == max(goal, part.closed):
-            limit *= 4
+            limit *= 2
 
 
 def heuristic(blocks: Sequence[Block]) -> list[int]:

@@ -56,6 +56,9 @@ class Board(NamedTuple):
     """By block: its place in the static order; lower goes first."""
     twin: Any
     """By block: a number that equal blocks share."""
+    near_first: Any
+    near: Any
+    """Blocks that share a section with each block; where each list begins, and one more at the end."""
     entries: Any
     """Entries of each section; its `live` first ones are not yet under the skyline."""
     place: Any
@@ -70,6 +73,8 @@ class Board(NamedTuple):
     """By section: the frame that last changed it; -1 for none."""
     options: Any
     """By section: how many free blocks could lie directly on the skyline."""
+    marked: Any
+    """By block: for short use by one function."""
     floating: Any
     """By section: entries of decided blocks above the skyline."""
     head: Any
@@ -205,9 +210,29 @@ def _clear(b: Board, block: int, offset: int) -> int:
     return offset
 
 
-def _settle(b: Board, length: int, frame: int) -> bool:
-    """Draw all conclusions from the changes in the first `length` sections of the queue; False for a dead state."""
-    first, section, low, block = b.first, b.section, b.low, b.block
+def _lift(b: Board, owner: int, need: int, found: int) -> int:
+    """Raise a head; sections whose floor it was become dirty, and are added to the `found` ones queued."""
+    at = b.control[TRAIL]
+    old = b.head[owner]
+    b.trail_at[at], b.trail_old[at] = 3 * len(b.skyline) + owner, old
+    b.control[TRAIL] = at + 1
+    b.head[owner] = need
+    section, low, skyline, dirty = b.section, b.low, b.skyline, b.dirty
+    for entry in range(b.first[owner], b.first[owner + 1]):
+        at = section[entry]
+        if dirty[at] == 0 and skyline[at] == old + low[entry]:
+            dirty[at] = 1
+            b.queued[found] = at
+            found += 1
+    return found
+
+
+def _settle(b: Board, length: int, frame: int, placed: int) -> bool:
+    """Draw all conclusions from the changes in the first `length` sections of the queue; False for a dead state.
+
+    `placed` is the block whose placement changed them, or -1. Where no block can float, its sections are level.
+    """
+    first, low, block = b.first, b.low, b.block
     begin, entries, live, head, skyline = b.begin, b.entries, b.live, b.head, b.skyline
     alignment, high, decided, floating, dirty, queue, queued = (
         b.alignment, b.high, b.decided, b.floating, b.dirty, b.queue, b.queued
@@ -216,11 +241,10 @@ def _settle(b: Board, length: int, frame: int) -> bool:
     trail_at, trail_old, control = b.trail_at, b.trail_old, b.control
     count = len(skyline)
     capacity, floats = control[CAPACITY], control[FLOATS]
-    room = len(trail_at) - 4 * len(section) - 16 * count
+    room = len(trail_at) - 4 * len(low) - 16 * count
     good = True
     while length > 0 and good:
-        size = control[TRAIL]
-        if size > room:
+        if control[TRAIL] > room:
             control[OVERFLOW] = 1
             return False
         found = 0
@@ -230,6 +254,22 @@ def _settle(b: Board, length: int, frame: int) -> bool:
                 dirty[at] = 1
                 queued[found] = at
                 found += 1
+        if floats == 0 and placed >= 0:
+            level = head[placed] + b.top[first[placed]]
+            for owner in b.near[b.near_first[placed] : b.near_first[placed + 1]]:
+                if decided[owner] == 0:
+                    need = level - low[first[owner]]
+                    if need > head[owner]:
+                        step = alignment[owner]
+                        if step > 1:
+                            need = -(-need // step) * step
+                        if need + high[owner] > capacity:
+                            good = False
+                            break
+                        found = _lift(b, owner, need, found)
+            length = 0
+        for number in range(length):
+            at = queue[number]
             level, start, afloat = skyline[at], begin[at], floating[at]
             for entry in entries[start : start + live[at]]:
                 owner = block[entry]
@@ -248,17 +288,9 @@ def _settle(b: Board, length: int, frame: int) -> bool:
                     if need + high[owner] > capacity:
                         good = False
                         break
-                    trail_at[size], trail_old[size] = 3 * count + owner, head[owner]
-                    size += 1
-                    head[owner] = need
-                    for mine in section[first[owner] : first[owner + 1]]:
-                        if dirty[mine] == 0:
-                            dirty[mine] = 1
-                            queued[found] = mine
-                            found += 1
+                    found = _lift(b, owner, need, found)
             if not good:
                 break
-        control[TRAIL] = size
         length = 0
         for number in range(found):
             at = queued[number]
@@ -371,6 +403,8 @@ def _next_level(b: Board, at: int) -> int:
         bottom = b.head[b.block[entry]] + b.low[entry]
         if level < bottom < found:
             found = bottom
+    if b.control[FLOATS] == 0:
+        return _next_rest(b, at, found)
     linked = b.control[LINKED]
     for entry in b.entries[start : start + b.live[at]]:
         owner = b.block[entry]
@@ -403,6 +437,29 @@ def _next_level(b: Board, at: int) -> int:
     return found
 
 
+def _next_rest(b: Board, at: int, found: int) -> int:
+    """Go on with `_next_level` where no block can float: each block has one range of addresses in all its sections."""
+    level, start, stop = b.skyline[at], b.begin[at], b.begin[at] + b.live[at]
+    marked, decided, head = b.marked, b.decided, b.head
+    for entry in b.entries[start:stop]:
+        marked[b.block[entry]] = 1
+    for entry in b.entries[start:stop]:
+        owner = b.block[entry]
+        if head[owner] + b.low[entry] != level:
+            continue
+        step = b.alignment[owner]
+        for under in b.near[b.near_first[owner] : b.near_first[owner + 1]]:
+            if decided[under] == 0 and marked[under] == 0:
+                bottom = head[under] + b.top[b.first[under]]
+                if step > 1:
+                    bottom = -(-(bottom - b.low[entry]) // step) * step + b.low[entry]
+                if level < bottom < found:
+                    found = bottom
+    for entry in b.entries[start:stop]:
+        marked[b.block[entry]] = 0
+    return found
+
+
 def _branch(b: Board, frame: int) -> None:
     """List a frame's options: blocks that could lie on the skyline, by rank, one of each kind; then none of them."""
     at = b.frame_section[frame]
@@ -428,14 +485,9 @@ def _branch(b: Board, frame: int) -> None:
             b.choices[other] = b.choices[other - 1]
             other -= 1
         b.choices[other] = owner
-    b.frame_raise[frame] = -1
-    slack = b.control[CAPACITY] + b.spare[at] - level - b.rest[at]
-    if slack > 0:
-        above = _next_level(b, at)
-        if above - level <= slack:
-            b.frame_raise[frame] = above
-            b.choices[end] = -1
-            end += 1
+    if b.control[CAPACITY] + b.spare[at] > level + b.rest[at]:
+        b.choices[end] = -1
+        end += 1
     b.frame_next[frame], b.frame_end[frame] = begin, end
     b.frame_mark[frame] = b.control[TRAIL]
 
@@ -443,14 +495,14 @@ def _branch(b: Board, frame: int) -> None:
 def _move(b: Board, frame: int, choice: int) -> bool:
     """Apply one option of a frame; False for a dead state."""
     if choice >= 0:
-        return _settle(b, _decide(b, choice, b.head[choice]), frame)
+        return _settle(b, _decide(b, choice, b.head[choice]), frame, choice)
     at, control = b.frame_section[frame], b.control
     size = control[TRAIL]
     b.trail_at[size], b.trail_old[size] = at, b.skyline[at]
     control[TRAIL] = size + 1
     b.skyline[at] = b.frame_raise[frame]
     b.queue[0] = at
-    return _settle(b, 1, frame)
+    return _settle(b, 1, frame, -1)
 
 
 def advance(b: Board, budget: int) -> int:
@@ -470,7 +522,7 @@ def advance(b: Board, budget: int) -> int:
         control[PHASE] = 1
         for at in range(last + 1):
             b.queue[at] = at
-        if not _settle(b, last + 1, -1):
+        if not _settle(b, last + 1, -1, -1):
             return INFEASIBLE
         if not _component(b, 0, last, 0):
             return SOLVED
@@ -482,9 +534,16 @@ def advance(b: Board, budget: int) -> int:
         if b.frame_next[frame] < b.frame_end[frame]:
             if nodes >= budget:
                 break
-            nodes += 1
             choice = b.choices[b.frame_next[frame]]
             b.frame_next[frame] += 1
+            if choice < 0:
+                # Looked for only now: most frames never come to it.
+                at = b.frame_section[frame]
+                above = _next_level(b, at)
+                if above + b.rest[at] - b.spare[at] > control[CAPACITY]:
+                    continue
+                b.frame_raise[frame] = above
+            nodes += 1
             if not _move(b, frame, choice):
                 if control[OVERFLOW] == 1:
                     break
