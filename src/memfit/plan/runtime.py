@@ -1,4 +1,4 @@
-"""The real TensorFlow Lite Micro runtime, each time in a process of its own, because it can crash.
+"""The real TensorFlow Lite Micro runtime, in a process of its own, because it can crash.
 
 Needs the extra `tflm`: tflite-micro's Python package. The runtime prints what it allocates to file descriptor 2 and
 has no numbers to ask for, so that is what is read here.
@@ -6,8 +6,10 @@ has no numbers to ask for, so that is what is read here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import select
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,7 @@ from memfit.units import format_bytes
 Array = npt.NDArray[Any]
 
 _SECONDS = 300
-"""A run that takes longer counts as hanging."""
+"""A request that takes longer counts as hanging."""
 
 _TOTAL = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 _ROW = re.compile(r"'([^']+)' used (\d+) bytes with alignment overhead \(requested (\d+) bytes for (\d+) ")
@@ -53,189 +55,214 @@ class Printed:
     rows: tuple[PrintedRow, ...]
 
 
-def allocations(path: str | Path, *, arena: int | None = None) -> Printed:
-    """Start the runtime and read what it prints of its arena.
+class Runtime:
+    """The runtime in a process that lives as long as the `with` block.
 
-    Args:
-        path: a `.tflite` file.
-        arena: bytes; None takes an ample one, a multiple of 16. The printed tail depends on the remainder by 16.
+    Every request may crash without harm to the next. Arenas are in bytes; None takes an ample one, a multiple of 16.
 
-    Raises:
+    Raises, in every method:
         MissingExtra: tflite-micro is not installed.
-        SourceError: the runtime refuses the model, or crashes; with its own words.
+        SourceError: the file is not readable, or the runtime refuses it, crashes or hangs; with its own words.
     """
-    model = read_model(path)
-    done = _process(model, path, "print", arena or ample(path))
-    totals = {name: int(value) for name, value in _TOTAL.findall(done.stderr)}
-    if done.returncode or len(totals) != 3:
-        raise _refused(path, done.returncode, done.stderr)
-    rows = tuple(
-        PrintedRow(name, int(used), int(requested), int(count))
-        for name, used, requested, count in _ROW.findall(done.stderr)
-    )
-    return Printed(totals["total"], totals["head"], totals["tail"], rows)
 
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
 
-def outputs(
-    path: str | Path, inputs: Sequence[Sequence[Array]], *, arena: int | None = None
-) -> tuple[tuple[Array, ...], ...]:
-    """Run a model on inputs, one after the other: its variable tensors live on from run to run.
-
-    Args:
-        path: a `.tflite` file.
-        inputs: for each run, an array for each input of the model.
-        arena: bytes; None takes an ample one.
-
-    Returns:
-        For each run, an array for each output.
-
-    Raises:
-        MissingExtra: tflite-micro is not installed.
-        SourceError: the runtime refuses model, arena or inputs, or crashes; with its own words.
-    """
-    model = read_model(path)
-    with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
-        named = {f"{run}.{index}": value for run, values in enumerate(inputs) for index, value in enumerate(values)}
-        np.savez(given, **named)  # type: ignore[arg-type]  # numpy's own annotation takes the names for options
-        done = _process(model, path, "run", arena or ample(path), str(given), str(made))
-        if done.returncode:
-            raise _refused(path, done.returncode, done.stderr)
-        with np.load(made) as file:
-            found = {name: file[name] for name in file.files}
-    count = len(model.main.outputs)
-    return tuple(tuple(found[f"{run}.{index}"] for index in range(count)) for run in range(len(inputs)))
-
-
-def smallest_arena(path: str | Path, *, near: int | None = None, seed: int = 0) -> int:
-    """Find the smallest arena in which the runtime starts and computes what it computes in an ample one.
-
-    Args:
-        path: a `.tflite` file.
-        near: a guess, in bytes: where it is right, two tries are enough.
-        seed: of the input that is computed.
-
-    Raises:
-        MissingExtra: tflite-micro is not installed.
-        SourceError: the runtime refuses the model even in an ample arena; with its own words.
-    """
-    with _Prober(path, seed) as prober:
-        low, high = 0, prober.ample
-        if near is not None and 0 < near < high:
-            if prober.works(near):
-                high = near
-                step = 1
-                while low < high - 1 and prober.works(max(high - step, low + 1)):
-                    high = max(high - step, low + 1)
-                    step *= 2
-                low = max(high - step, low)
-            else:
-                low, step = near, 1
-                while low + step < high and not prober.works(low + step):
-                    low += step
-                    step *= 2
-                high = min(high, low + step)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if prober.works(middle):
-                high = middle
-            else:
-                low = middle
-    return high
-
-
-def ample(path: str | Path) -> int:
-    """Give an arena that is large enough for any model of that file, a multiple of 16.
-
-    A megabyte more than ten times the file and four times all that its tensors hold.
-    """
-    model = read_model(path)
-    held = sum(t.nbytes for subgraph in model.subgraphs for t in subgraph.tensors if not t.is_constant)
-    return (Path(path).stat().st_size * 10 + 16 * held + (1 << 20)) // 16 * 16
-
-
-class _Prober:
-    """A process that tries arenas, each in a fork of its own."""
-
-    def __init__(self, path: str | Path, seed: int) -> None:
-        self.path = path
-        self.ample = ample(path)
-        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
-        self.process = subprocess.Popen(
-            _command(read_model(path), path, "probe", self.ample, str(seed)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=_environment(),
-        )  # fmt: skip
-
-    def __enter__(self) -> _Prober:
+    def __enter__(self) -> Runtime:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
+        self._end()
 
-    def works(self, arena: int) -> bool:
-        """Try one size."""
-        assert self.process.stdin is not None  # both were asked for as pipes
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(f"{arena}\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline().strip()
-        except BrokenPipeError:
-            answer = ""
-        if answer not in ("yes", "no"):
-            self.process.wait(_SECONDS)
-            self.errors.seek(0)
-            raise _refused(self.path, self.process.returncode, self.errors.read().decode(errors="replace"))
-        return answer == "yes"
+    def allocations(self, path: str | Path, *, arena: int | None = None) -> Printed:
+        """Start the runtime and read what it prints of its arena.
 
-
-def _command(model: TfliteModel, path: str | Path, task: str, arena: int, *others: str) -> list[str]:
-    if find_spec("tflite_micro") is None:
-        raise MissingExtra(
-            "running a model needs TensorFlow Lite Micro's own runtime",
-            where=str(path),
-            received="no package tflite_micro",
-            todo="pip install 'memfit[tflm]' (on Linux, x86-64)",
+        The printed tail depends on the remainder of the arena's size by 16.
+        """
+        model = read_model(path)
+        answer = self._ask("print", model, path, arena)
+        totals = {name: int(value) for name, value in _TOTAL.findall(answer["text"])}
+        if len(totals) != 3:
+            raise _refused(path, answer)
+        rows = tuple(
+            PrintedRow(name, int(used), int(requested), int(count))
+            for name, used, requested, count in _ROW.findall(answer["text"])
         )
-    ends = (str(len(model.main.inputs)), str(len(model.main.outputs)))
-    return [sys.executable, "-m", "memfit.plan.runtime_process", task, str(path), str(arena), *others, *ends]
+        return Printed(totals["total"], totals["head"], totals["tail"], rows)
 
+    def outputs(
+        self, path: str | Path, inputs: Sequence[Sequence[Array]], *, arena: int | None = None
+    ) -> tuple[tuple[Array, ...], ...]:
+        """Run a model on inputs, one after the other: its variable tensors live on from run to run.
 
-def _environment() -> dict[str, str]:
-    """One thread is enough, and a process that forks should have no other."""
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        Args:
+            path: a `.tflite` file.
+            inputs: for each run, an array for each input of the model.
+            arena: bytes.
 
+        Returns:
+            For each run, an array for each output.
+        """
+        model = read_model(path)
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
+            named = {f"{run}.{index}": value for run, values in enumerate(inputs) for index, value in enumerate(values)}
+            np.savez(given, **named)  # type: ignore[arg-type]  # numpy's annotation takes the names for options
+            self._ask("run", model, path, arena, given=str(given), made=str(made), runs=len(inputs))
+            with np.load(made) as file:
+                found = {name: file[name] for name in file.files}
+        count = len(model.main.outputs)
+        return tuple(tuple(found[f"{run}.{index}"] for index in range(count)) for run in range(len(inputs)))
 
-def _process(
-    model: TfliteModel, path: str | Path, task: str, arena: int, *others: str
-) -> subprocess.CompletedProcess[str]:
-    command = _command(model, path, task, arena, *others)
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS,
-            env=_environment(),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise SourceError(
-            "the runtime did not come to an end",
+    def smallest_arena(self, path: str | Path, *, near: int | None = None, seed: int | None = 0) -> int:
+        """Find the smallest arena in which the runtime starts and computes what it computes in an ample one.
+
+        An arena that is a little too small may start and compute something else.
+
+        Args:
+            path: a `.tflite` file.
+            near: a guess, in bytes: where it is right, two tries are enough.
+            seed: of the input that is computed; None only starts the runtime.
+        """
+        model = read_model(path)
+        task = "start" if seed is None else "compute"
+        expected = self._ask(task, model, path, None, seed=seed)["result"]
+
+        def works(arena: int) -> bool:
+            answer = self._ask(task, model, path, arena, may_fail=True, seed=seed)
+            return bool(answer["code"] == 0 and answer["result"] == expected)
+
+        low, high = 0, ample(model)  # `low` fails, `high` works
+        if near is not None and low < near < high:
+            step = 1
+            if works(near):
+                high = near
+                while high - step > low and works(high - step):
+                    high -= step
+                    step *= 2
+                low = max(low, high - step)
+            else:
+                low = near
+                while low + step < high and not works(low + step):
+                    low += step
+                    step *= 2
+                high = min(high, low + step)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if works(middle):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _ask(
+        self, task: str, model: TfliteModel, path: str | Path, arena: int | None, *, may_fail: bool = False, **more: Any
+    ) -> dict[str, Any]:
+        request = {
+            "task": task,
+            "model": str(path),
+            "arena": ample(model) if arena is None else arena,
+            "inputs": len(model.main.inputs),
+            "outputs": len(model.main.outputs),
+            **more,
+        }
+        process = self._started(path)
+        assert process.stdin is not None  # both were asked for as pipes
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise self._gone(path) from None
+        if not select.select([process.stdout], [], [], _SECONDS)[0]:
+            self._end()
+            raise SourceError(
+                "TensorFlow Lite Micro does not come to an end",
+                where=str(path),
+                received=f"no answer in {_SECONDS} s, with an arena of {format_bytes(request['arena'])}",
+                todo="try a smaller model",
+            )
+        line = process.stdout.readline()
+        if not line:
+            raise self._gone(path)
+        answer: dict[str, Any] = json.loads(line)
+        if answer["code"] and not may_fail:
+            raise _refused(path, answer)
+        return answer
+
+    def _started(self, path: str | Path) -> subprocess.Popen[str]:
+        if self._process is None:
+            if find_spec("tflite_micro") is None:
+                raise MissingExtra(
+                    "running a model needs TensorFlow Lite Micro's own runtime",
+                    where=str(path),
+                    received="no package tflite_micro",
+                    todo="pip install 'memfit[tflm]' (on Linux, x86-64)",
+                )
+            # A process that forks should have no threads besides its first.
+            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "memfit.plan.runtime_process"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            )  # fmt: skip
+        return self._process
+
+    def _gone(self, path: str | Path) -> SourceError:
+        self._end()
+        return SourceError(
+            "the process of TensorFlow Lite Micro has ended",
             where=str(path),
-            received=f"no answer in {_SECONDS} s, with an arena of {format_bytes(arena)}",
-            todo="try a smaller model",
-        ) from None
+            todo="see what it wrote above; try python -m memfit.plan.runtime_process",
+        )
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
-def _refused(path: str | Path, code: int, text: str) -> SourceError:
+def allocations(path: str | Path, *, arena: int | None = None) -> Printed:
+    """Start the runtime once and read what it prints of its arena; see `Runtime.allocations`."""
+    with Runtime() as runtime:
+        return runtime.allocations(path, arena=arena)
+
+
+def outputs(
+    path: str | Path, inputs: Sequence[Sequence[Array]], *, arena: int | None = None
+) -> tuple[tuple[Array, ...], ...]:
+    """Run a model on inputs; see `Runtime.outputs`."""
+    with Runtime() as runtime:
+        return runtime.outputs(path, inputs, arena=arena)
+
+
+def smallest_arena(path: str | Path, *, near: int | None = None, seed: int | None = 0) -> int:
+    """Find the smallest arena that works; see `Runtime.smallest_arena`."""
+    with Runtime() as runtime:
+        return runtime.smallest_arena(path, near=near, seed=seed)
+
+
+def ample(model: TfliteModel) -> int:
+    """Give an arena that is large enough for a model, a multiple of 16.
+
+    >>> from memfit.formats.tflite import TfliteModel
+    >>> ample(TfliteModel("", 3, "", (), (), (), (), (), ()))
+    1048576
+    """
+    tensors = [t for subgraph in model.subgraphs for t in subgraph.tensors]
+    operators = sum(len(subgraph.operators) for subgraph in model.subgraphs)
+    return sum(16 * t.nbytes + 4096 for t in tensors) + 16384 * operators + (1 << 20) // 16 * 16
+
+
+def _refused(path: str | Path, answer: dict[str, Any]) -> SourceError:
     """Make the error for a run that failed, with the last of what the runtime said."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = "; ".join(lines[-3:]) or "nothing"
+    code = answer["code"]
+    lines = [line.strip() for line in answer["text"].splitlines() if line.strip()]
     return SourceError(
-        "TensorFlow Lite Micro does not run this model"
-        + (f": its process was ended by signal {-code}" if code < 0 else ""),
+        "TensorFlow Lite Micro does not run this model" + (f": it was ended by signal {-code}" if code < 0 else ""),
         where=str(path),
-        received=said[:600],
+        received="; ".join(lines[-3:])[:600] or "no word of it",
         todo="give it a larger arena if it asks for one, or convert the model to operators that it has",
     )

@@ -1,18 +1,22 @@
-"""One process of the real TensorFlow Lite Micro runtime, started by `memfit.plan.runtime`: it may crash alone.
+"""The process in which `memfit.plan.runtime` runs the real TensorFlow Lite Micro runtime.
 
-    python -m memfit.plan.runtime_process print MODEL ARENA               I O
-    python -m memfit.plan.runtime_process run MODEL ARENA GIVEN.npz MADE.npz I O
-    python -m memfit.plan.runtime_process probe MODEL ARENA SEED          I O
+It reads requests, one JSON object a line, and answers each with one: `{"code": …, "text": …, "result": …}`. Every
+request runs in a fork of its own, because the runtime can crash: `code` is the fork's exit code, or a negative signal;
+`text` is what came out at file descriptor 2, where the runtime prints.
 
-`print` starts the runtime and lets it print its allocations; `run` feeds it; `probe` reads arena sizes, one a line,
-and answers `yes` where the runtime starts in that many bytes and computes what it computes in ARENA bytes. I and O are
-the numbers of inputs and outputs.
+Requests have `model` (a path), `arena` (bytes) and `task`: `print` starts the runtime and lets it print its
+allocations; `run` computes the outputs of inputs, both in `.npz` files (`given`, `made`), named RUN.INDEX; `start` only
+starts it; `compute` runs it on an input drawn with `seed`, and its result is a digest of the outputs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
+import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,44 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Request = dict[str, Any]
 
 
-def _start(model: bytes, arena: int) -> Any:
+def _start(request: Request) -> Any:
     from tflite_micro import runtime
 
-    return runtime.Interpreter.from_bytes(model, arena_size=arena)
+    return runtime.Interpreter.from_bytes(Path(request["model"]).read_bytes(), arena_size=request["arena"])
+
+
+def _print(request: Request) -> str:
+    _start(request).print_allocations()
+    return ""
+
+
+def _only_start(request: Request) -> str:
+    _start(request)
+    return ""
+
+
+def _run(request: Request) -> str:
+    interpreter = _start(request)
+    with np.load(request["given"]) as file:
+        results = {}
+        for run in range(request["runs"]):
+            values = [file[f"{run}.{index}"] for index in range(request["inputs"])]
+            made = _invoke(interpreter, values, request["outputs"])
+            results.update({f"{run}.{index}": value for index, value in enumerate(made)})
+    np.savez(request["made"], **results)  # type: ignore[arg-type]  # numpy's annotation takes the names for options
+    return ""
+
+
+def _compute(request: Request) -> str:
+    interpreter = _start(request)
+    inputs = _drawn(interpreter, request["inputs"], request["seed"])
+    digest = hashlib.sha256()
+    for value in _invoke(interpreter, inputs, request["outputs"]):
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def _invoke(interpreter: Any, inputs: list[Array], outputs: int) -> list[Array]:
@@ -38,70 +74,54 @@ def _invoke(interpreter: Any, inputs: list[Array], outputs: int) -> list[Array]:
 def _drawn(interpreter: Any, inputs: int, seed: int) -> list[Array]:
     """Draw an input of the right shapes and types."""
     random = np.random.default_rng(seed)
-    drawn = []
+    drawn: list[Array] = []
     for index in range(inputs):
         detail = interpreter.get_input_details(index)
-        dtype = np.dtype(detail["dtype"])
-        shape = tuple(detail["shape"])
+        dtype, shape = np.dtype(detail["dtype"]), tuple(detail["shape"])
         if dtype.kind == "f":
             drawn.append(random.normal(size=shape).astype(dtype))
         elif dtype.kind == "b":
             drawn.append(random.integers(0, 2, shape).astype(dtype))
         else:
-            drawn.append(random.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True))
+            info = np.iinfo(dtype)
+            drawn.append(random.integers(info.min, info.max, shape, dtype, endpoint=True))
     return drawn
 
 
-def _run(model: bytes, arena: int, given: str, made: str, ends: tuple[int, int]) -> None:
-    interpreter = _start(model, arena)
-    with np.load(given) as file:
-        runs = len(file.files) // max(1, ends[0])
-        results = {
-            f"{run}.{index}": value
-            for run in range(runs)
-            for index, value in enumerate(
-                _invoke(interpreter, [file[f"{run}.{i}"] for i in range(ends[0])], ends[1])
-            )
-        }  # fmt: skip
-    np.savez(made, **results)  # type: ignore[arg-type]  # numpy's own annotation takes the names for options
+_TASKS = {"print": _print, "run": _run, "start": _only_start, "compute": _compute}
 
 
-def _probe(model: bytes, arena: int, seed: int, ends: tuple[int, int]) -> None:
-    large = _start(model, arena)
-    inputs = _drawn(large, ends[0], seed)
-    expected = _invoke(large, inputs, ends[1])
-    for line in sys.stdin:
-        child = os.fork()  # the runtime may crash in an arena that is too small
+def _answer(request: Request) -> Request:
+    """Do what is asked in a fork, and tell how it ended."""
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as results:
+        child = os.fork()
         if not child:
-            os._exit(0 if _works(model, int(line), inputs, expected) else 1)
-        sys.stdout.write("yes\n" if os.waitpid(child, 0)[1] == 0 else "no\n")
+            os.dup2(errors.fileno(), 2)
+            code = 1
+            try:
+                results.write(_TASKS[request["task"]](request).encode())
+                results.flush()
+                code = 0
+            except Exception as error:  # whatever it is, the asking process says so
+                os.write(2, f"{error}\n".encode())
+            os._exit(code)
+        status = os.waitpid(child, 0)[1]
+        errors.seek(0)
+        results.seek(0)
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "text": errors.read().decode(errors="replace"),
+            "result": results.read().decode(),
+        }
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
         sys.stdout.flush()
 
 
-def _works(model: bytes, arena: int, inputs: list[Array], expected: list[Array]) -> bool:
-    try:
-        found = _invoke(_start(model, arena), inputs, len(expected))
-    except RuntimeError:
-        return False
-    return all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
-
-
-def main(arguments: list[str]) -> None:
-    """Do one of the three tasks."""
-    task, path, arena, *others = arguments
-    ends = (int(others[-2]), int(others[-1]))
-    model = Path(path).read_bytes()
-    if task == "print":
-        _start(model, int(arena)).print_allocations()
-    elif task == "run":
-        _run(model, int(arena), others[0], others[1], ends)
-    else:
-        _probe(model, int(arena), int(others[0]), ends)
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except RuntimeError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(1)
+    import_module("tflite_micro")  # once, before the forks: each would load it anew
+    main()

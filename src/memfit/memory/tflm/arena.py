@@ -18,7 +18,7 @@ from memfit.memory.tflm import builds as sizes
 from memfit.memory.tflm.builds import ALIGNMENT, Build, align_down, align_up, build_named, int_array
 from memfit.memory.tflm.calls import Call, Event, Hold, Keep, Kernel, Scratch, tensor_bytes
 from memfit.memory.tflm.head import HeadBuffer, Request, Steps, buffers, place, steps
-from memfit.memory.tflm.operators import CUSTOM_KERNELS, KERNELS, TABLE
+from memfit.memory.tflm.operators import CUSTOM_KERNELS, KERNELS, TABLE, resource_name
 
 RUNTIME = "runtime objects"
 EVAL_TENSORS = "TfLiteEvalTensor data"
@@ -186,6 +186,8 @@ class _Run:
             for subgraph in model.subgraphs
             for operator in subgraph.operators
         ]
+        names = {resource_name(call.operator) for call in self.calls if call.operator.name == "VAR_HANDLE"}
+        self.resources = len(names)
         self.kernels = [self._kernel(call) for call in self.calls]
         self.events: list[list[Event]] = [
             list(kernel.prepare(call)) for kernel, call in zip(self.kernels, self.calls, strict=True)
@@ -266,9 +268,12 @@ class _Run:
             ("arena allocator", sizes.ARENA_ALLOCATOR),
             ("greedy planner", sizes.GREEDY_PLANNER),
             ("allocator", sizes.MICRO_ALLOCATOR),
-            ("builtin data allocator", sizes.DATA_ALLOCATOR),
         ):
             tail.take(size(structure), pointer, RUNTIME, what)
+        if self.resources:
+            tail.take(size(sizes.RESOURCES), ALIGNMENT, PERSISTENT, "resource variables")
+            tail.take(size(sizes.RESOURCE) * self.resources, ALIGNMENT, PERSISTENT, "list of resource variables")
+        tail.take(size(sizes.DATA_ALLOCATOR), pointer, RUNTIME, "builtin data allocator")
         subgraphs = self.model.subgraphs
         tail.take(size(sizes.SUBGRAPH) * len(subgraphs), pointer, RUNTIME, "subgraph allocations")
         for subgraph in subgraphs:
@@ -288,7 +293,7 @@ class _Run:
                 alignment = size(own) if own is not None else 4 if nbytes % 4 == 0 else 1
                 tail.take(nbytes, alignment, PARAMETERS, "parameters", operator=call.operator.name)
         for kernel, call in zip(self.kernels, self.calls, strict=True):
-            if kernel.data is not None:
+            if kernel.data is not None and size(kernel.data):
                 tail.take(size(kernel.data), ALIGNMENT, PERSISTENT, "operator data", operator=call.operator.name)
         tail.clear_of(size(sizes.SCRATCH_REQUEST) * sizes.SCRATCH_PER_OPERATOR)
 

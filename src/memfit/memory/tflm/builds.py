@@ -100,6 +100,11 @@ MICRO_ALLOCATOR = Sizes(272, 72, 36, 36)
 """RecordingMicroAllocator in the wheel; MicroAllocator elsewhere, micro_allocator.cc:575."""
 DATA_ALLOCATOR = _pointers(16, 8)
 """MicroBuiltinDataAllocator, micro_allocator.cc:637."""
+RESOURCES = _pointers(16, 12)
+"""MicroResourceVariables, where the model has any; the program makes it, as the wheel does:
+micro_resource_variable.h."""
+RESOURCE = _pointers(40, 20)
+"""MicroResourceVariable of each, same file."""
 SUBGRAPH = Sizes(24, 16, 8, 8)
 """SubgraphAllocations of each subgraph, micro_allocator.cc:649; compression adds a list."""
 EVAL_TENSOR = _pointers(24, 12)

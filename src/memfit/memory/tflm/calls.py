@@ -118,7 +118,7 @@ class Kernel(NamedTuple):
     parameters: Sizes | None = None
     """The parsed options, TfLite…Params of c/builtin_op_data.h."""
     data: Sizes | None = None
-    """Operator data, which Init allocates."""
+    """Operator data, which Init allocates; none in a build where its size is 0."""
     parameters_alignment: Sizes | None = None
     """None takes 4, or 1 where the parameters are no multiple of it."""
 

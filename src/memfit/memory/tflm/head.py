@@ -89,7 +89,8 @@ def steps(model: TfliteModel) -> Steps:
             for i in (*operator.inputs, *operator.outputs):
                 if i >= 0:
                     last[number, i] = now
-            operators[number, operator.index] = (started, now)
+            key = (number, operator.index)
+            operators[key] = (operators[key][0] if key in operators else started, now)
         for i in subgraph.outputs:
             first.setdefault((number, i), now)
             last[number, i] = now
@@ -138,10 +139,13 @@ def buffers(
     made = []
     position = 0
     for subgraph in model.subgraphs:
+        handles = {i for operator in subgraph.operators if operator.name == "VAR_HANDLE" for i in operator.outputs}
         for tensor in subgraph.tensors:
             fixed = ONLINE_PLANNED if chosen is None else chosen[position]
             position += 1
-            if tensor.data is not None or (tensor.is_variable and fixed == ONLINE_PLANNED):
+            if tensor.data is not None or tensor.index in handles:  # a handle lies in its operator's data
+                continue
+            if tensor.is_variable and fixed == ONLINE_PLANNED:
                 continue
             size = tensor_bytes(tensor)
             if size:

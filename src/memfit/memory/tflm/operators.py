@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import MappingProxyType
 
+from memfit.formats.tflite import Operator, TfliteModel
 from memfit.memory.tflm.builds import EVAL_TENSOR, POINTER, Sizes, int_array
 from memfit.memory.tflm.calls import Call, Event, Keep, Kernel, Prepare, Scratch, elements, tensor_bytes
 
@@ -136,12 +137,6 @@ def _svdf(call: Call) -> Iterator[Event]:
         yield Scratch(4 * batch * (filters // max(1, int(call.operator.options.get("rank", 1)))), "unit outputs")
 
 
-def _gather(call: Call) -> Iterator[Event]:
-    """kernels/gather.cc: the output's shape is written anew."""
-    yield from call.hold("i0 i1 o0")
-    yield Keep(int_array(len(call.output().shape)), "output shape")
-
-
 def _lstm(call: Call) -> Iterator[Event]:
     """kernels/unidirectional_sequence_lstm.cc, lstm_shared.h: inputs that are left out take nothing."""
     yield from _all_inputs("")(call)
@@ -169,13 +164,95 @@ def _batch_matmul(call: Call) -> Iterator[Event]:
     yield Keep(int_array(len(call.output().shape)), "output shape")
 
 
+def _add_n(call: Call) -> Iterator[Event]:
+    """kernels/add_n.cc: a list of pointers to the inputs."""
+    yield from _all_inputs("o0")(call)
+    if call.output().type == "INT8":
+        yield Keep(40, "multipliers")
+    yield Scratch(call.build.pointer * len(call.inputs), "pointers to inputs")
+
+
+def _cumsum(call: Call) -> Iterator[Event]:
+    """kernels/cumsum.cc."""
+    yield from call.hold("i0 i1 o0")
+    if call.output().type == "INT8":
+        yield Keep(36, "multipliers")
+
+
+def _log_softmax(call: Call) -> Iterator[Event]:
+    """kernels/log_softmax.cc: five numbers and two of type size_t."""
+    yield from call.hold("i0 o0")
+    if call.input(0).type == "INT8":
+        yield Keep(call.build.size(Sizes(40, 40, 28, 28)), "multipliers")
+
+
+def _new_shape(names: str) -> Prepare:
+    """Prepare that looks at tensors and writes the output's shape anew (CreateWritableTensorDimsWithCopy)."""
+
+    def prepare(call: Call) -> Iterator[Event]:
+        yield from call.hold(names)
+        yield Keep(int_array(len(call.output().shape)), "output shape")
+
+    return prepare
+
+
+def _embedding_lookup(call: Call) -> Iterator[Event]:
+    """kernels/embedding_lookup.cc: a scale and a size_t."""
+    yield from _new_shape("i0 i1 o0")(call)
+    yield Keep(call.build.size(Sizes(16, 16, 8, 8)), "scale and columns")
+
+
+def _mirror_pad(call: Call) -> Iterator[Event]:
+    """kernels/mirror_pad.cc."""
+    yield from call.hold("i0 i1 o0")
+    yield Scratch(4 * len(call.input(0).shape), "elements of the input by dimension")
+    yield Scratch(4 * len(call.output().shape), "elements of the output by dimension")
+
+
+def _assign_variable(call: Call) -> Iterator[Event]:
+    """kernels/assign_variable.cc: the first assignment to a resource variable makes room for its value."""
+    yield from call.hold("i1")
+    name = _resource(call.model, call.subgraph, call.operator.inputs[0])
+    for subgraph in call.model.subgraphs:
+        for operator in subgraph.operators:
+            if operator.name == call.operator.name and (
+                name is not None and _resource(call.model, subgraph.index, operator.inputs[0]) == name
+            ):
+                if (subgraph.index, operator.index) == (call.subgraph, call.operator.index):
+                    yield Keep(tensor_bytes(call.input(1)), "resource variable")
+                return
+
+
+def _resource(model: TfliteModel, subgraph: int, tensor: int) -> tuple[str, str] | None:
+    """Name the resource variable that a handle stands for; None where another subgraph hands it in."""
+    for operator in model.subgraphs[subgraph].operators:
+        if operator.name == "VAR_HANDLE" and tensor in operator.outputs:
+            return resource_name(operator)
+    return None
+
+
+def resource_name(operator: Operator) -> tuple[str, str]:
+    """Container and name of the variable that a VAR_HANDLE stands for."""
+    return str(operator.options.get("container", "")), str(operator.options.get("shared_name", ""))
+
+
 def _same(nbytes: int) -> Sizes:
     return Sizes(nbytes, nbytes, nbytes, nbytes)
+
+
+def _enums(count: int) -> Sizes:
+    """Parameters that are enums, or enums and truth values, and nothing else."""
+    return Sizes(4 * count, 4 * count, 4 * count, count)
 
 
 _POOL = Kernel(_holds("i0 o0"), _same(40), _same(32))
 _PAD = Kernel(_holds("i0 i1 i2 o0"), None, _same(56))
 _RESIZE = Kernel(_holds("i0 i1 o0"), _same(2))
+_UNARY = Kernel(_holds("i0 o0"))
+_BINARY = Kernel(_holds("i0 i1 o0"))
+_COMPARISON = Kernel(_holds("i0 i1"), None, _same(32))
+_RESCALED = Kernel(_holds("i0 o0"), None, Sizes(28, 28, 28, 20))
+_NOTHING = Kernel(_holds(""))
 
 KERNELS = MappingProxyType(
     {
@@ -215,10 +292,66 @@ KERNELS = MappingProxyType(
         "SPLIT": Kernel(_holds("i0"), _same(4)),
         "PACK": Kernel(_holds(""), _same(8)),
         "UNPACK": Kernel(_holds(""), _same(8)),
-        "GATHER": Kernel(_gather, _same(8)),
+        "GATHER": Kernel(_new_shape("i0 i1 o0"), _same(8)),
+        # The rest of what the wheel registers; not in the trial that the table began with
+        "ADD_N": Kernel(_add_n),
+        "ARG_MAX": Kernel(_holds(""), _enums(1)),
+        "ARG_MIN": Kernel(_holds(""), _enums(1)),
+        "CAST": Kernel(_holds("i0 o0"), _enums(2)),
+        "CUMSUM": Kernel(_cumsum, _same(2)),
+        "DEPTH_TO_SPACE": Kernel(_new_shape("i0 o0"), _same(4)),
+        "SPACE_TO_DEPTH": Kernel(_new_shape("i0 o0"), _same(4)),
+        "DIV": Kernel(_holds("i0 i1 o0"), _enums(1), _same(28)),
+        "DYNAMIC_UPDATE_SLICE": Kernel(_holds("i0 i1 i2 o0")),
+        "ELU": Kernel(_holds("i0 o0"), None, _same(256)),
+        "EMBEDDING_LOOKUP": Kernel(_embedding_lookup),
+        "GATHER_ND": Kernel(_new_shape("i0 i1 o0")),
+        "L2_NORMALIZATION": Kernel(_holds("i0 o0"), _enums(1), _same(4)),
+        "L2_POOL_2D": Kernel(_new_shape("i0 o0"), _same(40)),
+        "LOG_SOFTMAX": Kernel(_log_softmax),
+        "MIRROR_PAD": Kernel(_mirror_pad, _enums(1), _same(20)),
+        "PRELU": Kernel(_holds("i0 i1 o0"), None, _same(28)),
+        "REDUCE_MIN": Kernel(_reduce_max, _same(1), _same(44)),
+        "REDUCE_ALL": Kernel(_reduce_max, _same(1), _same(44)),
+        "SELECT_V2": Kernel(_holds("i0 i1 i2 o0"), None, _same(1)),
+        "SHAPE": Kernel(_holds(""), _enums(1)),
+        "SPACE_TO_BATCH_ND": Kernel(_holds("i0 o0"), None, _same(4)),
+        "SPLIT_V": Kernel(_holds("i2"), _same(4)),
+        "SQUARED_DIFFERENCE": Kernel(_holds("i0 i1 o0"), None, _same(112)),
+        "SQUEEZE": Kernel(_holds("i0 o0"), _same(36)),
+        "ABS": _RESCALED,
+        "RSQRT": _RESCALED,
+        **dict.fromkeys(
+            (
+                "BATCH_TO_SPACE_ND",
+                "CEIL",
+                "COS",
+                "EXP",
+                "LOG",
+                "LOGICAL_NOT",
+                "ROUND",
+                "SIN",
+                "SQRT",
+                "SQUARE",
+                "ZEROS_LIKE",
+            ),
+            _UNARY,
+        ),
+        **dict.fromkeys(
+            ("BROADCAST_ARGS", "BROADCAST_TO", "EXPAND_DIMS", "FILL", "FLOOR_DIV", "FLOOR_MOD", "REVERSE_V2"), _BINARY
+        ),
+        **dict.fromkeys(("EQUAL", "NOT_EQUAL", "LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL"), _COMPARISON),
+        **dict.fromkeys(("FLOOR", "NEG", "MAXIMUM", "MINIMUM", "LOGICAL_AND", "LOGICAL_OR"), _NOTHING),
+        # State and control flow
+        "VAR_HANDLE": Kernel(_holds(""), Sizes(16, 16, 8, 8), _same(4), POINTER),
+        "ASSIGN_VARIABLE": Kernel(_assign_variable, None, Sizes(4, 0, 0, 0)),
+        "READ_VARIABLE": Kernel(_holds("i0")),
+        "CALL_ONCE": Kernel(_holds(""), _same(4), _same(8)),
+        "IF": Kernel(_holds("i0"), _same(8), _same(8)),
+        "WHILE": Kernel(_holds(""), _same(8), _same(8)),
     }
 )
 """Builtin operator, by the schema's name → its kernel."""
 
-CUSTOM_KERNELS: MappingProxyType[str, Kernel] = MappingProxyType({})
+CUSTOM_KERNELS = MappingProxyType({"CIRCULAR_BUFFER": Kernel(_holds("i0 o0"), None, _same(8))})
 """TFLM's own custom operators, by the name that they go by in a file."""
