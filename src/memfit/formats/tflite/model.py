@@ -18,8 +18,7 @@ OFFLINE_MEMORY_ALLOCATION = "OfflineMemoryAllocation"
 """Metadata entry whose offsets TFLM obeys: kOfflineMemAllocMetadata, micro_allocation_info.cc."""
 
 COMPRESSION = "COMPRESSION_METADATA"
-"""Metadata entry of files whose constants TFLM unpacks as it runs: kCompressionMetadataString,
-tensorflow/lite/micro/micro_allocator.cc."""
+"""Metadata entry of files whose constants TFLM unpacks as it runs: METADATA_KEY, tensorflow/lite/micro/compression."""
 
 OFFLINE_VERSION = 1
 """First value of that entry; tensorflow/lite/micro/docs/memory_management.md."""
