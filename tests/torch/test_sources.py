@@ -492,7 +492,7 @@ def test_options_that_a_finished_model_cannot_take(exported: tuple[nn.Module, st
 
 
 def test_formats_of_other_readers(tmp_path: Path) -> None:
-    path = write(tmp_path, "model.tflite", "x")
+    path = write(tmp_path, "model.onnx", "x")
     with pytest.raises(SourceError, match="does not read this format"):
         load(path)
     path = write(tmp_path, "notes.txt", "x")
