@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from memfit.errors import SourceError, UnsupportedOp
@@ -110,6 +111,12 @@ def arena(
 ) -> Arena:
     """Predict the arena that TensorFlow Lite Micro needs for a model.
 
+    >>> from memfit.formats.tflite import Subgraph
+    >>> nothing = TfliteModel("", 3, "", (), (Subgraph(0, "main", (), (), (), ()),), (), (), (), ())
+    >>> found = arena(nothing)
+    >>> found.head_bytes, found.tail_bytes  # the runtime's own objects
+    (0, 496)
+
     Args:
         model: what `memfit.formats.tflite.read_model` gives.
         build: a name in `BUILDS`, or one of them.
@@ -145,7 +152,7 @@ def _fitting(run: _Run, residue: int) -> int:
 
 
 class _Tail:
-    """The end of the arena while the runtime starts."""
+    """The end of the arena while the runtime starts; addresses below 0 are memory that an arena of that size lacks."""
 
     def __init__(self, size: int) -> None:
         self.size = self.address = self.slack = size
@@ -235,8 +242,8 @@ class _Run:
     # -- in order of allocation ------------------------------------------------------------------------------------
 
     def tail(self, residue: int) -> _Tail:
-        """Start in an arena that is large enough and leaves this remainder when divided by 16."""
-        tail = _Tail(align_up(self._enough(), ALIGNMENT) + residue)
+        """Start in an arena whose size leaves this remainder when divided by 16, as if there were room below it."""
+        tail = _Tail(residue)
         self._objects(tail)
         self._operators(tail)
         self._prepare(tail)
@@ -248,18 +255,6 @@ class _Run:
                 self._end(tail, self.model.main.tensors[i], what)
         tail.clear_of(self.head_bytes)
         return tail
-
-    def _enough(self) -> int:
-        kept = sum(event.nbytes + 64 for events in self.events for event in events if isinstance(event, Keep))
-        scales = sum(
-            len(t.quantization.scales) + 32 if t.quantization else 32 for s in self.model.subgraphs for t in s.tensors
-        )
-        variables = sum(tensor_bytes(t) + 64 for s in self.model.subgraphs for t in s.tensors if t.is_variable)
-        ends = len(self.model.main.inputs) + len(self.model.main.outputs)
-        return (
-            4096 + self.head_bytes + kept + variables + 2048 * (len(self.calls) + ends) + 64 * len(self.requests)
-            + (64 + 8 * ends) * scales + 128 * len(self.buffers)
-        )  # fmt: skip
 
     def _objects(self, tail: _Tail) -> None:
         """Items 1 to 7: the runtime's own objects, eval tensors, nodes."""
@@ -352,19 +347,22 @@ class _Run:
 
     def by_operator(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Give the bytes in use, and the first address above them, while each operator of the main subgraph runs."""
-        live, reach = [], []
-        placed = list(zip(self.offsets, self.buffers, strict=True))
-        for operator in self.model.main.operators:
-            first, last = self.steps.operators[0, operator.index]
-            here = [(at, buffer) for at, buffer in placed if buffer.first <= last and first <= buffer.last]
-            live.append(_largest_sum([buffer for _, buffer in here], first, last))
-            reach.append(max((at + buffer.nbytes for at, buffer in here), default=0))
-        return tuple(live), tuple(reach)
-
-
-def _largest_sum(held: Sequence[HeadBuffer], first: int, last: int) -> int:
-    """Give the largest sum of bytes that live at one step."""
-    return max(sum(b.nbytes for b in held if b.first <= step <= b.last) for step in range(first, last + 1))
+        ends = [self.steps.operators[0, operator.index] for operator in self.model.main.operators]
+        last = max((last for _, last in ends), default=0)
+        change, reach = [0] * (last + 2), [0] * (last + 1)
+        for at, buffer in zip(self.offsets, self.buffers, strict=True):
+            first, end = max(buffer.first, 0), min(buffer.last, last) + 1
+            if first < end:
+                change[first] += buffer.nbytes
+                change[end] -= buffer.nbytes
+                top = at + buffer.nbytes
+                for step in range(first, end):
+                    reach[step] = max(reach[step], top)
+        live = list(accumulate(change))
+        return (
+            tuple(max(live[first : end + 1]) for first, end in ends),
+            tuple(max(reach[first : end + 1]) for first, end in ends),
+        )
 
 
 def _look_at_all(call: Call) -> Iterator[Event]:

@@ -20,6 +20,9 @@ from memfit.packing.tflm import tflm
 NEVER = -1
 """Lifetime of a tensor that no operator touches; it takes space all the same."""
 
+_STEPS = 1 << 18
+"""More of them are no network: subgraphs that each run the next one twice."""
+
 _CALLS = {
     "IF": ("then_subgraph_index", "else_subgraph_index"),
     "WHILE": ("cond_subgraph_index", "body_subgraph_index"),
@@ -66,14 +69,25 @@ class Steps(NamedTuple):
 
 
 def steps(model: TfliteModel) -> Steps:
-    """Find every tensor's first and last step, as MarkAllocationLifetimes does."""
+    """Find every tensor's first and last step, as MarkAllocationLifetimes does.
+
+    Raises:
+        SourceError: subgraphs that run themselves, or each other without end.
+    """
     first: dict[tuple[int, int], int] = {}
     last: dict[tuple[int, int], int] = {}
     operators: dict[tuple[int, int], tuple[int, int]] = {}
     now = 0
 
-    def mark(number: int) -> None:
+    def mark(number: int, depth: int = 0) -> None:
         nonlocal now
+        if depth > len(model.subgraphs) or now > _STEPS:
+            raise SourceError(
+                "subgraphs run each other too often for any plan",
+                where=f"{model.source}: subgraphs[{number}]",
+                received=f"{now:,} steps, {depth} subgraphs within each other",
+                todo="convert the model again",
+            )
         subgraph = model.subgraphs[number]
         for i in subgraph.inputs:
             first.setdefault((number, i), now)
@@ -85,7 +99,7 @@ def steps(model: TfliteModel) -> Steps:
                 first.setdefault((number, i), now)
             for called in called_by(operator):
                 now += 1
-                mark(called)
+                mark(called, depth + 1)
             for i in (*operator.inputs, *operator.outputs):
                 if i >= 0:
                     last[number, i] = now

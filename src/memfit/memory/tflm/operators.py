@@ -212,21 +212,21 @@ def _mirror_pad(call: Call) -> Iterator[Event]:
 def _assign_variable(call: Call) -> Iterator[Event]:
     """kernels/assign_variable.cc: the first assignment to a resource variable makes room for its value."""
     yield from call.hold("i1")
-    name = _resource(call.model, call.subgraph, call.operator.inputs[0])
+    name = _resource(call.model, call.subgraph, call.operator.inputs)
     for subgraph in call.model.subgraphs:
         for operator in subgraph.operators:
             if operator.name == call.operator.name and (
-                name is not None and _resource(call.model, subgraph.index, operator.inputs[0]) == name
+                name is not None and _resource(call.model, subgraph.index, operator.inputs) == name
             ):
                 if (subgraph.index, operator.index) == (call.subgraph, call.operator.index):
                     yield Keep(tensor_bytes(call.input(1)), "resource variable")
                 return
 
 
-def _resource(model: TfliteModel, subgraph: int, tensor: int) -> tuple[str, str] | None:
+def _resource(model: TfliteModel, subgraph: int, inputs: tuple[int, ...]) -> tuple[str, str] | None:
     """Name the resource variable that a handle stands for; None where another subgraph hands it in."""
     for operator in model.subgraphs[subgraph].operators:
-        if operator.name == "VAR_HANDLE" and tensor in operator.outputs:
+        if operator.name == "VAR_HANDLE" and inputs and inputs[0] in operator.outputs:
             return resource_name(operator)
     return None
 
