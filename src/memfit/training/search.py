@@ -30,8 +30,9 @@ def largest(needs: Callable[[int], int | None], room: int, start: int) -> int:
         return found[batch]
 
     low, high = 0, LIMIT  # low fits (0: nothing is known to), high does not
-    batch, tries = max(start, 1), 0
+    batch, stuck = max(start, 1), False
     while True:
+        width = high - low
         value = need(batch)
         if value is not None and value <= room:
             low = batch
@@ -41,8 +42,9 @@ def largest(needs: Callable[[int], int | None], room: int, start: int) -> int:
             high = batch
         if high - low <= 1:
             break
-        tries += 1
-        batch = (low + high) // 2 if tries % 4 == 0 and high < LIMIT else _next(found, room, low, high)
+        # Needs in steps, as segments make them, can lead the line astray: then halve, every other time.
+        stuck = not stuck and high < LIMIT and 2 * (high - low) > width and width > 4
+        batch = (low + high) // 2 if stuck else _next(found, room, low, high)
     return low if low and (value := need(low)) is not None and value <= room else 0
 
 
