@@ -73,7 +73,7 @@ def test_few_calls_for_needs_that_are_nearly_straight(offset: int, each: int, ro
     if found < LIMIT - 1:
         assert needs(found + 1) > room
         assert found == 0 or needs(found) <= room
-    assert len(counted.asked) < 24  # five as a rule; more where a segment holds many samples
+    assert len(counted.asked) < 16
 
 
 @settings(deadline=None)
@@ -104,7 +104,7 @@ def test_nothing_fits(start: int, room: int) -> None:
     counted = Counted(lambda batch: 100 * batch)
     assert largest(counted, room, start) == 0
     assert 1 in counted.asked
-    assert len(counted.asked) < 24  # five as a rule; more where a segment holds many samples
+    assert len(counted.asked) < 16
 
 
 def test_needs_that_never_grow_end_at_the_limit() -> None:

@@ -30,11 +30,11 @@ def largest(needs: Callable[[int], int | None], room: int, start: int) -> int:
         return found[batch]
 
     low, high = 0, LIMIT  # low fits (0: nothing is known to), high does not
-    batch, stuck = max(start, 1), False
+    batch, margin, fitted, halving = max(start, 1), 1, None, False
     while True:
-        width = high - low
         value = need(batch)
-        if value is not None and value <= room:
+        fits = value is not None and value <= room
+        if fits:
             low = batch
         elif value is None and batch <= 2:
             low = max(low, batch)  # too small for the model; a larger one may do
@@ -42,9 +42,16 @@ def largest(needs: Callable[[int], int | None], room: int, start: int) -> int:
             high = batch
         if high - low <= 1:
             break
-        # Needs in steps, as segments make them, can lead the line astray: then halve, every other time.
-        stuck = not stuck and high < LIMIT and 2 * (high - low) > width and width > 4
-        batch = (low + high) // 2 if stuck else _next(found, room, low, high)
+        # Needs in steps, as segments make them, leave the line short of the end: go past it by a margin that doubles,
+        # and once the end lies between two tries so near each other, halve.
+        halving = halving or (fitted is not None and fits is not fitted and high - low <= 2 * margin)
+        margin = 2 * margin if fits is fitted else 1
+        fitted = fits
+        if halving:
+            batch = (low + high) // 2
+        else:
+            guess = _next(found, room, low, high)
+            batch = min(max(guess, low + margin), high - 1) if fits else max(min(guess, high - margin), low + 1)
     return low if low and (value := need(low)) is not None and value <= room else 0
 
 
