@@ -50,7 +50,7 @@ def describe(samples: ArrayLike) -> dict[str, Any]:
 def is_wide(samples: ArrayLike) -> bool:
     """Tell whether the middle half of the samples spans too much for their median to be trusted.
 
-    >>> is_wide([1.0, 1.0, 1.0, 9.0]), is_wide([1.0, 2.0, 3.0, 4.0])
+    >>> is_wide([1.0, 1.0, 1.0, 1.0, 9.0]), is_wide([1.0, 2.0, 3.0, 4.0])
     (False, True)
     """
     p25, p50, p75 = np.percentile(np.asarray(samples, dtype=np.float64), (25, 50, 75))
