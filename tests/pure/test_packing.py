@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from memfit.errors import MemfitError
 from memfit.packing import PLANNERS, Alias, Buffer, Problem, pack, violations
+from memfit.packing.exact import Budget, Portfolio
+from memfit.packing.search import INFEASIBLE, SOLVED
+from memfit.packing.sections import sections
 
 
 def problem(*rows: tuple[int, int, int], **options: int) -> Problem:
@@ -246,3 +249,24 @@ def test_the_validator_checks_distances_and_height() -> None:
     given = Problem((Buffer("a", 4, [(0, 2)]), Buffer("b", 4, [(1, 3)])), (Alias("b", "a", 1),))
     assert [violation.rule for violation in violations(given, {"a": 0, "b": 2}, height=7)] == ["alias", "height"]
     assert violations(given, {"a": 0, "b": 1}, height=5) == []
+
+
+def test_a_linked_buffer_may_have_to_wait_for_another_that_can_still_rise() -> None:
+    """Found by fuzzing: the second lies on the fourth, whose own head is too low to carry it at first."""
+    rows: list[list[tuple[int, ...]]] = [
+        [(4, 6, 0, 2)],
+        [(1, 3, 2, 1), (0, 1, 0, 1)],
+        [(4, 5, 1, 1), (2, 3, 0, 1)],
+        [(2, 3, 1, 1), (1, 3, 0, 2)],
+    ]
+    given = Problem(tuple(Buffer(str(n), 3, spans) for n, spans in enumerate(rows)))
+    view = sections(given.blocks)
+    assert Portfolio(view, 4).run(Budget(1000)) == SOLVED
+    assert Portfolio(view, 3).run(Budget(1000)) == INFEASIBLE
+
+
+def test_rounding_of_the_topmost_does_not_hide_that_it_sticks_out() -> None:
+    """Found by fuzzing: the only free buffer is too high for the capacity from the start."""
+    given = Problem((Buffer("a", 1, [(0, 3)], offset=0), Buffer("b", 4, [(2, 3, 2, 2), (4, 5, 0, 2)])), alignment=2)
+    assert Portfolio(sections(given.blocks), 3).run(Budget(1000)) == INFEASIBLE
+    assert pack(given).height == 4

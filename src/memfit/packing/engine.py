@@ -21,7 +21,7 @@ class Strategy(NamedTuple):
     rank: tuple[int, ...]
     """By block: its place in the order in which options are tried."""
     rule: int
-    """`search.FEWEST` or `search.LOWEST`."""
+    """`search.FEWEST`, `LOWEST` or `TIGHTEST`."""
     right: bool
     """Whether the last of equally good sections is taken, not the first."""
 
@@ -68,8 +68,8 @@ def compiled() -> Engine | None:
 
 
 _CHANGING = (
-    "entries", "place", "skyline", "rest", "live", "crossing", "changed", "options", "floating", "head", "decided",
-    "dirty", "marked",
+    "entries", "place", "skyline", "solid", "rest", "live", "crossing", "changed", "options", "floating", "head",
+    "decided", "dirty", "marked",
 )  # fmt: skip
 """The board's fields that a search starts from afresh; the trail and the frames may keep what an earlier one left."""
 
@@ -148,9 +148,9 @@ def _board(view: Sections, engine: Engine) -> search.Board:
     control[search.LINKED] = int(linked)
     nothing, none = [0] * count, [0] * frames
     fields = (
-        view.first, view.section, view.low, view.top, owner, view.alignment, view.high, begin, view.spare,
+        view.first, view.section, view.low, view.top, owner, view.alignment, view.high, view.least, begin, view.spare,
         [0] * blocks, twin, near_first, near, flat, place,
-        nothing, rest, live, crossing, [-1] * count, nothing, [0] * blocks, nothing,
+        nothing, nothing, rest, live, crossing, [-1] * count, nothing, [0] * blocks, nothing,
         view.least, [0] * blocks,
         [0] * room, [0] * room, nothing, nothing, nothing, nothing,
         none, none, none, none, none, none, none, none, [0] * (8 * entries + 16 * frames), control,

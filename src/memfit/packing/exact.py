@@ -56,11 +56,11 @@ ORDERS = {"W": 0, "A": 1, "T": 2, "Z": 3}
 
 FIXED = (
     ("WAT", search.FEWEST, False),
-    ("TAW", search.LOWEST, False),
+    ("TAW", search.TIGHTEST, False),
     ("AZT", search.FEWEST, False),
     ("TWA", search.LOWEST, False),
     ("TAW", search.FEWEST, True),
-    ("WAT", search.LOWEST, True),
+    ("WAT", search.TIGHTEST, True),
     ("TWA", search.FEWEST, True),
     ("AZT", search.LOWEST, True),
 )
@@ -85,7 +85,9 @@ def strategies(view: Sections) -> Iterator[Strategy]:
         noisy = [
             tuple(key[ORDERS[letter]] * math.exp(0.15 * chance.gauss(0.0, 1.0)) for letter in name) for key in keys
         ]
-        yield Strategy(_rank(noisy), chance.choice((search.FEWEST, search.LOWEST)), chance.random() < 0.5)
+        yield Strategy(
+            _rank(noisy), chance.choice((search.FEWEST, search.LOWEST, search.TIGHTEST)), chance.random() < 0.5
+        )
 
 
 def _rank(keys: Sequence[tuple[float, ...]]) -> tuple[int, ...]:
@@ -132,8 +134,8 @@ class Portfolio:
         Returns:
             `SOLVED`, `INFEASIBLE` or `STOPPED`.
         """
-        tops = zip(self.view.fixed, self.view.high, strict=True)
-        if any(offset >= 0 and offset + top > self.capacity for offset, top in tops):
+        lowest = zip(self.view.fixed, self.view.least, self.view.high, strict=True)
+        if any((fixed if fixed >= 0 else least) + top > self.capacity for fixed, least, top in lowest):
             return search.INFEASIBLE
         end = budget.nodes if limit is None else min(budget.nodes, budget.used + limit)
         while budget.left() and budget.used < end:
@@ -251,8 +253,8 @@ def _lower(part: Component, goal: int, budget: Budget, *, first: bool) -> None:
         share = 2
         while not first and floor == max(goal, part.closed) and part.best > floor + 1 and share and budget.left():
             before, gap = part.best, part.best - floor
-            part.attempt(part.best - max(1, gap // share), budget, limit // 8)
-            share = 2 if part.best < before else 2 * share if share < gap else 0
+            part.attempt(part.best - max(1, gap // share), budget, limit // 4)
+            share = 2 if part.best < before else 2 * share if share < min(gap, 8) else 0
         if floor == max(goal, part.closed):
             limit *= 2
 

@@ -9,14 +9,17 @@ from memfit.packing.blocks import Block, lower_bound
 from memfit.packing.greedy import Neighbours, by_area, by_duration, by_size, height, place
 
 TRIES = 400
-"""Orders tried for a small problem; fewer where each takes longer."""
+"""Orders tried, at most."""
+
+WORK = 2_000_000
+"""Pairs of blocks alive together that all orders may look at; with many pairs, fewer orders are tried."""
 
 
 def local_search(blocks: Sequence[Block]) -> list[int]:
     """Start from the best greedy order and move a block that reaches the top to an earlier place, again and again.
 
     An order is kept when the arena does not grow. The same choices are made on every run. Ends at the lower bound, or
-    after 400 orders (fewer for more than 200 blocks).
+    after 400 orders (fewer in problems with many neighbours).
 
     Returns:
         The offset of each block, in bytes.
@@ -28,7 +31,8 @@ def local_search(blocks: Sequence[Block]) -> list[int]:
     ways = [(order, place(near, order)) for order in (by_size(blocks), by_area(blocks), by_duration(blocks))]
     order, offsets = min(ways, key=lambda way: height(blocks, way[1]))
     best = height(blocks, offsets)
-    for _ in range(max(20, min(TRIES, 80_000 // len(blocks)))):
+    pairs = 1 + sum(map(len, near.ranges))
+    for _ in range(max(20, min(TRIES, WORK // pairs))):
         if best <= bound:
             break
         top = [number for number in order if offsets[number] + blocks[number].high == best]

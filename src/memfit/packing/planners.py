@@ -19,8 +19,11 @@ from memfit.packing.tflm import tflm
 from memfit.packing.validator import violations
 from memfit.units import format_count
 
-NODES = 300_000
-"""Nodes that an exact search may try where nothing else is said: about half a minute in plain Python."""
+NODES = 150_000
+"""Nodes that a search for the lowest packing may try where nothing else is said: at most a minute in plain Python."""
+
+NODES_TO_FIT = 1_000_000
+"""The same for a search that only has to fit a capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def pack(
     capacity: int | None = None,
     *,
     time_limit: float | None = None,
-    nodes: int = NODES,
+    nodes: int | None = None,
     use_numba: bool | None = None,
     progress: Progress | None = None,
 ) -> Packing:
@@ -110,7 +113,7 @@ def pack(
             within it; where none is found, the best one found comes back, and `fits` is False.
         time_limit: seconds after which the exact search stops with the best found. Without it, the same problem gives
             the same packing on every run.
-        nodes: how many placements the exact search may try.
+        nodes: how many placements the exact search may try; None for `NODES`, or `NODES_TO_FIT` with a capacity.
         use_numba: None compiles a search when it has become long and numba is installed; True at once; False never.
         progress: called with nodes, lower bound and best height in bytes, now and then.
 
@@ -121,6 +124,8 @@ def pack(
     chosen = find_planner(planner)
     capacity = problem.capacity if capacity is None else capacity
     _check_fixed(problem)
+    if nodes is None:
+        nodes = NODES if capacity is None else NODES_TO_FIT
     budget = Budget(nodes, None if time_limit is None else time.monotonic() + time_limit, use_numba)
     if chosen.place is None:
         placed, bound = exact(problem.blocks, capacity, budget, progress)

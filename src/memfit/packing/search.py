@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 SOLVED, INFEASIBLE, STOPPED = 1, 0, 2
 """What `advance` returns: a packing was found; none exists; the budget of nodes is used up."""
 
-FEWEST, LOWEST = 0, 1
-"""Rules for the section to branch on: fewest options, then lowest level; lowest level, then least slack."""
+FEWEST, LOWEST, TIGHTEST = 0, 1, 2
+"""Rules for the section to branch on: fewest options, then lowest level; lowest level, then least slack; fewest
+options, then least slack."""
 
 DEPTH, TRAIL, NODES, PHASE, OVERFLOW, FLOATS, LINKED, CAPACITY, RULE, RIGHT = range(10)
 """Where `Board.control` keeps what. FLOATS: blocks may float; LINKED: a block's rectangles may differ."""
@@ -49,6 +50,8 @@ class Board(NamedTuple):
     alignment: Any
     high: Any
     """By block: what the capacity limits is its offset + `high`."""
+    least: Any
+    """By block: lowest offset it may have."""
     begin: Any
     """First place of each section in `entries`."""
     spare: Any
@@ -64,6 +67,8 @@ class Board(NamedTuple):
     place: Any
     """Where each entry stands in `entries`."""
     skyline: Any
+    solid: Any
+    """By section: top of the highest block under the skyline; the skyline itself may have been raised above it."""
     rest: Any
     """By section: sum of sizes not yet under the skyline."""
     live: Any
@@ -128,8 +133,10 @@ def _undo(b: Board, mark: int) -> None:
                 crossing[at - 2 * count] = old
             elif at < 4 * count:
                 b.floating[at - 3 * count] = old
+            elif at < 5 * count:
+                b.solid[at - 4 * count] = old
             else:
-                b.decided[at - 4 * count] = old
+                b.decided[at - 5 * count] = old
     control[TRAIL] = mark
 
 
@@ -142,8 +149,10 @@ def _cover(b: Board, entry: int, level: int) -> None:
     trail_at[size], trail_old[size] = at, b.skyline[at]
     trail_at[size + 1], trail_old[size + 1] = base + at, b.rest[at]
     trail_at[size + 2], trail_old[size + 2] = base + count + at, b.live[at]
-    control[TRAIL] = size + 3
+    trail_at[size + 3], trail_old[size + 3] = base + 4 * count + at, b.solid[at]
+    control[TRAIL] = size + 4
     b.skyline[at] = level
+    b.solid[at] = level
     b.rest[at] -= b.top[entry] - b.low[entry]
     b.live[at] -= 1
     last = b.begin[at] + b.live[at]
@@ -168,7 +177,7 @@ def _decide(b: Board, block: int, offset: int) -> int:
     base = 3 * count + blocks
     begin, end = b.first[block], b.first[block + 1]
     size = control[TRAIL]
-    trail_at[size], trail_old[size] = base + 4 * count + block, b.decided[block]
+    trail_at[size], trail_old[size] = base + 5 * count + block, b.decided[block]
     trail_at[size + 1], trail_old[size + 1] = 3 * count + block, b.head[block]
     size += 2
     b.decided[block] = 1
@@ -362,7 +371,7 @@ def _section(b: Board, frame: int) -> int:
         b.skyline, b.rest, b.live, b.floating, b.options, b.spare, b.control
     )  # fmt: skip
     lower, upper = b.frame_lower[frame], b.frame_upper[frame]
-    capacity, fewest, right = control[CAPACITY], control[RULE] == FEWEST, control[RIGHT]
+    capacity, rule, right = control[CAPACITY], control[RULE], control[RIGHT]
     chosen, best, second = -1, _FAR, _FAR
     before = _FAR
     at = lower
@@ -380,10 +389,11 @@ def _section(b: Board, frame: int) -> int:
         if before > level and after > level:
             for here in range(begin, at + 1):
                 slack = capacity + spare[here] - level - rest[here]
-                if fewest:
-                    score, other = options[here] + (1 if slack > 0 else 0), level
-                else:
-                    score, other = level, slack
+                score, other = level, slack
+                if rule != LOWEST:
+                    score = options[here] + (1 if slack > 0 else 0)
+                if rule == FEWEST:
+                    other = level
                 if score < best or (score == best and (other < second or (other == second and right == 1))):
                     chosen, best, second = here, score, other
         before = level
@@ -424,6 +434,9 @@ def _next_level(b: Board, at: int) -> int:
                 if step > 1:
                     offset = -(-offset // step) * step
                 bottom = offset + b.low[entry]
+                if bottom <= level and b.decided[under] == 0:
+                    # It is not yet where it would have to be, and may come to lie anywhere above.
+                    bottom = level + step
                 if level < bottom < found:
                     if linked == 0 and b.decided[under] == 0:
                         covers = False
@@ -460,15 +473,32 @@ def _next_rest(b: Board, at: int, found: int) -> int:
     return found
 
 
+def _rests(b: Board, block: int) -> bool:
+    """Tell whether a block at its head lies on the ground or on another block, in at least one section.
+
+    One that does not could be pushed down: the packing is found elsewhere too.
+    """
+    offset, step = b.head[block], b.alignment[block]
+    if offset == b.least[block]:
+        return True
+    for entry in range(b.first[block], b.first[block + 1]):
+        if -(-(b.solid[b.section[entry]] - b.low[entry]) // step) * step == offset:
+            return True
+    return False
+
+
 def _branch(b: Board, frame: int) -> None:
     """List a frame's options: blocks that could lie on the skyline, by rank, one of each kind; then none of them."""
     at = b.frame_section[frame]
     level, start = b.skyline[at], b.begin[at]
     begin = b.frame_end[frame - 1] if frame > 0 else 0
+    floats = b.control[FLOATS]
     end = begin
     for entry in b.entries[start : start + b.live[at]]:
         owner = b.block[entry]
         if b.decided[owner] == 1 or b.head[owner] + b.low[entry] != level:
+            continue
+        if floats == 0 and not _rests(b, owner):
             continue
         known = False
         for number in range(begin, end):
