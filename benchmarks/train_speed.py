@@ -1,6 +1,6 @@
 """Time and memory of whole `memfit train` processes, on a machine without a GPU.
 
-    python benchmarks/train_speed.py
+python benchmarks/train_speed.py
 """
 
 from __future__ import annotations
