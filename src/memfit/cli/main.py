@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "profile": "memfit.cli.profile",
     "bench": "memfit.cli.bench",
     "train": "memfit.cli.train",
+    "targets": "memfit.cli.targets",
 }
 """Every subcommand and the module whose `command` it is."""
 
