@@ -1,0 +1,435 @@
+"""The search behind `memfit.plan.order`: sets of executed steps as bit masks, level by level.
+
+A state is the set of steps executed so far; the bytes alive after it do not depend on their order.
+`docs/operator-order.md` proves the three rules that keep the states few:
+
+- *settle*: a step, or a chain of steps, that fits and leaves no more bytes alive than before is taken at once;
+- *commit*: the first state reached, by number of steps, with no more bytes alive than at the root becomes the root;
+- *twins*: of branches that can be exchanged, only one way to share out what is done is looked at.
+
+The bound is the lowest peak not yet ruled out. A step that does not fit waits; when nothing else is left, the bound
+rises to the smallest need that waits, which proves that no lower peak exists.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+Use = tuple[int, int, bool, bool]
+"""A storage: bytes, mask of the steps that use it, whether it is there before them, whether it stays after them."""
+Twins = tuple[int, tuple[int, ...]]
+"""Branches that can be exchanged: how many steps each has, and the first step of each."""
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Places of the ones in a mask, lowest first.
+
+    >>> list(bits(0b1011))
+    [0, 1, 3]
+    """
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps to be ordered on their own, numbered from 0, and the storages that they use."""
+
+    names: tuple[int, ...]
+    """What the caller calls each step."""
+    ancestors: tuple[int, ...]
+    descendants: tuple[int, ...]
+    """By step: mask of the steps that come before it, or after it, in every order."""
+    uses: tuple[Use, ...]
+    extra: tuple[int, ...]
+    live: int
+    """Bytes alive before the first step."""
+    twins: tuple[Twins, ...] = ()
+    flipped: bool = False
+    """Whether time runs backwards."""
+
+    @classmethod
+    def make(
+        cls, names: Sequence[int], ancestors: Sequence[int], uses: Sequence[Use], extra: Sequence[int], live: int
+    ) -> Part:
+        """Number the steps so that the steps of each twin stand side by side."""
+        plain = cls(tuple(names), tuple(ancestors), _turned(ancestors), tuple(uses), tuple(extra), live)
+        classes = _twins(plain)
+        if not classes:
+            return plain
+        first = list(range(len(names)))
+        for group in (group for members in classes for group in members):
+            for step in group:
+                first[step] = group[0]
+        order = sorted(range(len(names)), key=lambda step: (first[step], step))
+        place = {step: at for at, step in enumerate(order)}
+
+        def moved(mask: int) -> int:
+            return sum(1 << place[step] for step in bits(mask))
+
+        return cls(
+            names=tuple(names[step] for step in order),
+            ancestors=tuple(moved(ancestors[step]) for step in order),
+            descendants=tuple(moved(plain.descendants[step]) for step in order),
+            uses=tuple((size, moved(users), born, stays) for size, users, born, stays in uses),
+            extra=tuple(extra[step] for step in order),
+            live=live,
+            twins=tuple((len(members[0]), tuple(place[group[0]] for group in members)) for members in classes),
+        )
+
+    def reversed(self) -> Part:
+        """Let time run backwards: what stays is there from the start, and the last step comes first."""
+        change = sum(size * (stays - born) for size, _, born, stays in self.uses)
+        return replace(
+            self,
+            ancestors=self.descendants,
+            descendants=self.ancestors,
+            uses=tuple((size, users, stays, born) for size, users, born, stays in self.uses),
+            live=self.live + change,
+            flipped=not self.flipped,
+        )
+
+    @property
+    def lower(self) -> int:
+        """Bytes that the neediest step cannot do without, in any order."""
+        passing = self.live - sum(size for size, _, born, _ in self.uses if born)
+        most = 0
+        for step, (before, after) in enumerate(zip(self.ancestors, self.descendants, strict=True)):
+            need = passing + self.extra[step]
+            for size, users, born, stays in self.uses:
+                if users >> step & 1 or ((born or users & before) and (stays or users & after)):
+                    need += size
+            most = max(most, need)
+        return most
+
+    @property
+    def choices(self) -> int:
+        """Chains of steps."""
+        return len(self.names) - sum(follower >= 0 for follower in self.followers()[0])
+
+    def followers(self) -> tuple[list[int], list[int]]:
+        """The next step of each step's chain, or -1; and the mask of each step's direct successors."""
+        above, below = _direct(self.ancestors), _direct(self.descendants)
+        chain = [-1] * len(above)
+        for step, after in enumerate(below):
+            if after and after & (after - 1) == 0 and above[after.bit_length() - 1] == 1 << step:
+                chain[step] = after.bit_length() - 1
+        return chain, below
+
+
+def _turned(ancestors: Sequence[int]) -> tuple[int, ...]:
+    descendants = [0] * len(ancestors)
+    for step, before in enumerate(ancestors):
+        for other in bits(before):
+            descendants[other] |= 1 << step
+    return tuple(descendants)
+
+
+def _direct(relation: Sequence[int]) -> list[int]:
+    """Leave out of a transitive relation what follows from the rest."""
+    direct = []
+    for mask in relation:
+        implied = 0
+        for other in bits(mask):
+            implied |= relation[other]
+        direct.append(mask & ~implied)
+    return direct
+
+
+def _twins(part: Part) -> list[list[list[int]]]:
+    """Find branches that can be exchanged: whole components, and chains within the others."""
+    count = len(part.names)
+    groups: list[list[int]] = []
+    seen = 0
+    for step in range(count):
+        if not seen >> step & 1:
+            joined, border = 0, 1 << step
+            while border:
+                joined |= border
+                border = 0
+                for other in bits(joined):
+                    border |= part.ancestors[other] | part.descendants[other]
+                border &= ~joined
+            seen |= joined
+            groups.append(list(bits(joined)))
+    found = _classes(part, groups) if len(groups) > 1 else []
+    taken = {step for members in found for group in members for step in group}
+    chain, _ = part.followers()
+    heads = [step for step in range(count) if step not in taken and step not in chain]
+    chains = []
+    for head in heads:
+        group = [head]
+        while chain[group[-1]] >= 0:
+            group.append(chain[group[-1]])
+        chains.append(group)
+    return found + _classes(part, chains)
+
+
+def _classes(part: Part, groups: list[list[int]]) -> list[list[list[int]]]:
+    """Collect the groups that can be exchanged with each other, and leave out those that stand alone."""
+    above, below = _direct(part.ancestors), _direct(part.descendants)
+    classes: dict[tuple[object, ...], list[list[list[int]]]] = {}
+    for group in groups:
+        inside = sum(1 << step for step in group)
+        outside = [0, 0]
+        for step in group:
+            outside[0] |= above[step] & ~inside
+            outside[1] |= below[step] & ~inside
+        alike = classes.setdefault((len(group), tuple(part.extra[step] for step in group), *outside), [])
+        for members in alike:
+            if _exchangeable(part, members[0], group):
+                members.append(group)
+                break
+        else:
+            alike.append([group])
+    return [members for alike in classes.values() for members in alike if len(members) > 1]
+
+
+def _exchangeable(part: Part, left: list[int], right: list[int]) -> bool:
+    """Whether the problem is the same after each step of one group takes the place of the other's."""
+    pairs = list(zip(left, right, strict=True))
+    either = sum(1 << step for step in left + right)
+
+    def swapped(mask: int) -> int:
+        if not mask & either:
+            return mask
+        result = mask & ~either
+        for one, other in pairs:
+            result |= (mask >> one & 1) << other | (mask >> other & 1) << one
+        return result
+
+    for one, other in pairs:
+        if swapped(part.ancestors[one]) != part.ancestors[other]:
+            return False
+        if swapped(part.descendants[one]) != part.descendants[other]:
+            return False
+    uses = Counter(use for use in part.uses if use[1] & either)
+    return uses == Counter((size, swapped(users), born, stays) for size, users, born, stays in uses.elements())
+
+
+class Search:
+    """One search over a part's states; with a `width`, a beam that keeps so many of each number of steps.
+
+    Args:
+        part: the steps.
+        bound: peak to begin with, in bytes.
+        width: None for the exact search.
+    """
+
+    def __init__(self, part: Part, bound: int, width: int | None = None) -> None:
+        self.part, self.bound, self.width = part, bound, width
+        self.order: list[int] | None = None
+        """The steps' names, once an order with a peak of at most `bound` is found."""
+        self._compile()
+        self.full = (1 << len(part.names)) - 1
+        self.root = 0
+        self.ended = False
+        """Whether there is nothing more to look at."""
+        self.committed: list[tuple[int, tuple[int, ...]]] = []
+        self.seen: dict[int, tuple[int, tuple[int, ...], int, int]] = {}
+        """By state: the state it came from, the steps between, the bytes alive, the steps that are ready."""
+        self.levels: dict[int, list[int]] = {}
+        self.counts: list[int] = []
+        self.open: list[int] = []
+        self.blocked: list[tuple[int, int, int]] = []
+        """Need, state and step of what did not fit."""
+        ready = sum(1 << step for step, before in enumerate(part.ancestors) if not before)
+        self._visit(-1, 0, part.live, ready, [])
+        ((self.root, (_, steps, self.live, ready)),) = self.seen.items()
+        self.committed.append((0, steps))
+        self.seen[self.root] = (-1, (), self.live, ready)
+
+    def _compile(self) -> None:
+        """What each step adds and frees: always, or only if none of the other users is done, or all are."""
+        part = self.part
+        count = len(part.names)
+        self.chain, self.after = part.followers()
+        self.ancestors = part.ancestors
+        self.grow, self.free = list(part.extra), [0] * count
+        self.keep = [0] * count
+        births: list[dict[int, int]] = [{} for _ in range(count)]
+        deaths: list[dict[int, int]] = [{} for _ in range(count)]
+        for size, users, born, stays in part.uses:
+            for step in bits(users):
+                others = users & ~(1 << step)
+                if not born and not others & part.ancestors[step]:
+                    if others & ~part.descendants[step]:
+                        births[step][others] = births[step].get(others, 0) + size
+                    else:
+                        self.grow[step] += size
+                        self.keep[step] += size
+                if not stays and not others & part.descendants[step]:
+                    if others & ~part.ancestors[step]:
+                        deaths[step][others] = deaths[step].get(others, 0) + size
+                    else:
+                        self.keep[step] -= size
+        self.births = [tuple(entry.items()) for entry in births]
+        self.deaths = [tuple(entry.items()) for entry in deaths]
+
+    def run(self, nodes: int, stop: int, bound: int) -> int:
+        """Look at about so many states; returns how many it was.
+
+        Args:
+            nodes: states to look at.
+            stop: the search ends once the bound reaches it.
+            bound: lower peaks are ruled out already; heeded when the bound rises next.
+        """
+        used = 0
+        while used < nodes and not self.ended:
+            if self.open or self._next_level():
+                done = self.open.pop()
+                used += 1
+                if done == self.full:
+                    self._finish(done)
+                    self.ended = True
+                else:
+                    for step in bits(self.seen[done][3]):
+                        self._step(done, step)
+            elif self.blocked:
+                self.bound = max(bound, self.blocked[0][0])
+                self.ended = self.bound >= stop
+                while self.blocked and self.blocked[0][0] <= self.bound and not self.ended:
+                    _, done, step = heapq.heappop(self.blocked)
+                    self._step(done, step)
+            else:
+                self.ended = True
+        return used
+
+    def _next_level(self) -> bool:
+        """Open the states with the fewest steps done; commit to one that leaves no more alive than the root."""
+        if not self.counts:
+            return False
+        states = self.levels.pop(heapq.heappop(self.counts))
+        seen = self.seen
+        best = min(states, key=lambda done: seen[done][2])
+        if seen[best][2] <= self.live and best != self.root:
+            self.committed += self._trace(best)
+            self.root, self.live = best, seen[best][2]
+            self.seen = {best: (-1, (), *seen[best][2:])}
+            self.levels.clear()
+            self.counts.clear()
+            self.blocked.clear()
+            states = [best]
+        if self.width and len(states) > self.width:
+            states = sorted(states, key=lambda done: seen[done][2])[: self.width]
+        self.open = states[::-1]
+        return True
+
+    def _step(self, done: int, step: int) -> None:
+        """Run a step, or let it wait."""
+        _, _, live, ready = self.seen[done]
+        grow = 0
+        for others, size in self.births[step]:
+            if not others & done:
+                grow += size
+        need = live + grow + self.grow[step]
+        if need > self.bound:
+            if not self.width:
+                heapq.heappush(self.blocked, (need, done, step))
+            return
+        now = done | 1 << step
+        live += grow + self.keep[step]
+        for others, size in self.deaths[step]:
+            if not others & ~now:
+                live -= size
+        fresh = 0
+        for other in bits(self.after[step]):
+            if not self.ancestors[other] & ~now:
+                fresh |= 1 << other
+        ready = ready & ~(1 << step) | fresh
+        self._visit(done, now, live, ready, [step])
+
+    def _visit(self, parent: int, done: int, live: int, ready: int, steps: list[int]) -> None:
+        """Settle a state, and note it if it is new."""
+        ancestors, after, check = self.ancestors, self.after, ready
+        while check:
+            low = check & -check
+            check ^= low
+            found = self._fall(done, live, low.bit_length() - 1)
+            if found is None:
+                continue
+            now, live, taken = found
+            steps += taken
+            ready &= ~now
+            for step in taken:
+                for other in bits(after[step] & ~now):
+                    if not ancestors[other] & ~now:
+                        ready |= 1 << other
+            done, check = now, ready
+        if self.part.twins:
+            done, ready, _ = self._canonical(done, ready)
+        if done in self.seen:
+            return
+        self.seen[done] = (parent, tuple(steps), live, ready)
+        count = done.bit_count()
+        if count not in self.levels:
+            self.levels[count] = []
+            heapq.heappush(self.counts, count)
+        self.levels[count].append(done)
+
+    def _fall(self, done: int, live: int, step: int) -> tuple[int, int, list[int]] | None:
+        """Follow a chain to the first place with no more bytes alive than now, if it fits."""
+        now, level, taken = done, live, []
+        while step >= 0:
+            grow = 0
+            for others, size in self.births[step]:
+                if not others & now:
+                    grow += size
+            if level + grow + self.grow[step] > self.bound:
+                return None
+            now |= 1 << step
+            level += grow + self.keep[step]
+            for others, size in self.deaths[step]:
+                if not others & ~now:
+                    level -= size
+            taken.append(step)
+            if level <= live:
+                return now, level, taken
+            step = self.chain[step]
+        return None
+
+    def _canonical(self, done: int, ready: int) -> tuple[int, int, list[tuple[int, tuple[int, ...], list[int]]]]:
+        """Give the twins that are furthest the first places; returns which twin each place now holds."""
+        swaps = []
+        for width, places in self.part.twins:
+            mask = (1 << width) - 1
+            states = [done >> place & mask for place in places]
+            order = sorted(range(len(places)), key=lambda twin: -states[twin])
+            if order != list(range(len(places))):
+                waiting = [ready >> place & mask for place in places]
+                for place, twin in zip(places, order, strict=True):
+                    done = done & ~(mask << place) | states[twin] << place
+                    ready = ready & ~(mask << place) | waiting[twin] << place
+                swaps.append((width, places, order))
+        return done, ready, swaps
+
+    def _trace(self, done: int) -> list[tuple[int, tuple[int, ...]]]:
+        """States from the root to this one, each with the steps that follow it."""
+        path = []
+        while True:
+            parent, steps, _, _ = self.seen[done]
+            if parent < 0:
+                break
+            path.append((parent, steps))
+            done = parent
+        return path[::-1]
+
+    def _finish(self, done: int) -> None:
+        """Run the path again, with the twins that really take each place."""
+        real = list(range(len(self.part.names)))
+        order = []
+        for state, steps in [*self.committed, *self._trace(done)]:
+            now = state
+            for step in steps:
+                order.append(self.part.names[real[step]])
+                now |= 1 << step
+            before = list(real)
+            for width, places, twins in self._canonical(now, 0)[2]:
+                for place, twin in zip(places, twins, strict=True):
+                    real[place : place + width] = before[places[twin] : places[twin] + width]
+        self.order = order[::-1] if self.part.flipped else order
