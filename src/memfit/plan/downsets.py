@@ -17,6 +17,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 Use = tuple[int, int, bool, bool]
 """A storage: bytes, mask of the steps that use it, whether it is there before them, whether it stays after them."""
@@ -110,35 +111,45 @@ class Part:
     @property
     def choices(self) -> int:
         """Chains of steps."""
-        return len(self.names) - sum(follower >= 0 for follower in self.followers()[0])
+        return sum(follower < 0 for follower in self.chain)
 
-    def followers(self) -> tuple[list[int], list[int]]:
-        """The next step of each step's chain, or -1; and the mask of each step's direct successors."""
-        above, below = _direct(self.ancestors), _direct(self.descendants)
-        chain = [-1] * len(above)
-        for step, after in enumerate(below):
-            if after and after & (after - 1) == 0 and above[after.bit_length() - 1] == 1 << step:
-                chain[step] = after.bit_length() - 1
-        return chain, below
+    @cached_property
+    def above(self) -> tuple[int, ...]:
+        """By step: mask of its direct predecessors."""
+        return tuple(_direct(before, self.ancestors) for before in self.ancestors)
+
+    @cached_property
+    def below(self) -> tuple[int, ...]:
+        """By step: mask of its direct successors."""
+        return _turned(self.above)
+
+    @cached_property
+    def chain(self) -> tuple[int, ...]:
+        """By step: the only successor, if the step is its only predecessor; else -1."""
+        ends = [after.bit_length() - 1 for after in self.below]
+        return tuple(
+            end if end >= 0 and after == 1 << end and self.above[end] == 1 << step else -1
+            for step, (after, end) in enumerate(zip(self.below, ends, strict=True))
+        )
 
 
-def _turned(ancestors: Sequence[int]) -> tuple[int, ...]:
-    descendants = [0] * len(ancestors)
-    for step, before in enumerate(ancestors):
-        for other in bits(before):
-            descendants[other] |= 1 << step
-    return tuple(descendants)
-
-
-def _direct(relation: Sequence[int]) -> list[int]:
-    """Leave out of a transitive relation what follows from the rest."""
-    direct = []
-    for mask in relation:
-        implied = 0
+def _turned(masks: Sequence[int]) -> tuple[int, ...]:
+    """Turn predecessors into successors."""
+    turned = [0] * len(masks)
+    for step, mask in enumerate(masks):
         for other in bits(mask):
-            implied |= relation[other]
-        direct.append(mask & ~implied)
-    return direct
+            turned[other] |= 1 << step
+    return tuple(turned)
+
+
+def _direct(mask: int, ancestors: Sequence[int]) -> int:
+    """Leave out of a step's ancestors those that are ancestors of others."""
+    rest, implied = mask, 0
+    while rest:
+        highest = rest.bit_length() - 1
+        implied |= ancestors[highest]
+        rest &= ~(implied | 1 << highest)
+    return mask & ~implied
 
 
 def _twins(part: Part) -> list[list[list[int]]]:
@@ -159,7 +170,7 @@ def _twins(part: Part) -> list[list[list[int]]]:
             groups.append(list(bits(joined)))
     found = _classes(part, groups) if len(groups) > 1 else []
     taken = {step for members in found for group in members for step in group}
-    chain, _ = part.followers()
+    chain = part.chain
     heads = [step for step in range(count) if step not in taken and step not in chain]
     chains = []
     for head in heads:
@@ -172,14 +183,13 @@ def _twins(part: Part) -> list[list[list[int]]]:
 
 def _classes(part: Part, groups: list[list[int]]) -> list[list[list[int]]]:
     """Collect the groups that can be exchanged with each other, and leave out those that stand alone."""
-    above, below = _direct(part.ancestors), _direct(part.descendants)
     classes: dict[tuple[object, ...], list[list[list[int]]]] = {}
     for group in groups:
         inside = sum(1 << step for step in group)
         outside = [0, 0]
         for step in group:
-            outside[0] |= above[step] & ~inside
-            outside[1] |= below[step] & ~inside
+            outside[0] |= part.above[step] & ~inside
+            outside[1] |= part.below[step] & ~inside
         alike = classes.setdefault((len(group), tuple(part.extra[step] for step in group), *outside), [])
         for members in alike:
             if _exchangeable(part, members[0], group):
@@ -223,11 +233,12 @@ class Search:
 
     def __init__(self, part: Part, bound: int, width: int | None = None) -> None:
         self.part, self.bound, self.width = part, bound, width
+        self.passed = bound
+        """The bound before it last rose."""
         self.order: list[int] | None = None
         """The steps' names, once an order with a peak of at most `bound` is found."""
         self._compile()
         self.full = (1 << len(part.names)) - 1
-        self.root = 0
         self.ended = False
         """Whether there is nothing more to look at."""
         self.committed: list[tuple[int, tuple[int, ...]]] = []
@@ -239,19 +250,16 @@ class Search:
         self.blocked: list[tuple[int, int, int]] = []
         """Need, state and step of what did not fit."""
         ready = sum(1 << step for step, before in enumerate(part.ancestors) if not before)
-        self._visit(-1, 0, part.live, ready, [])
-        ((self.root, (_, steps, self.live, ready)),) = self.seen.items()
-        self.committed.append((0, steps))
-        self.seen[self.root] = (-1, (), self.live, ready)
+        self._commit(0, part.live, ready)
 
     def _compile(self) -> None:
         """What each step adds and frees: always, or only if none of the other users is done, or all are."""
         part = self.part
         count = len(part.names)
-        self.chain, self.after = part.followers()
-        self.ancestors = part.ancestors
+        self.chain, self.after, self.ancestors = part.chain, part.below, part.ancestors
         self.grow, self.free = list(part.extra), [0] * count
         self.keep = [0] * count
+        shared = [0] * count
         births: list[dict[int, int]] = [{} for _ in range(count)]
         deaths: list[dict[int, int]] = [{} for _ in range(count)]
         for size, users, born, stays in part.uses:
@@ -260,16 +268,27 @@ class Search:
                 if not born and not others & part.ancestors[step]:
                     if others & ~part.descendants[step]:
                         births[step][others] = births[step].get(others, 0) + size
+                        shared[step] |= others
                     else:
                         self.grow[step] += size
                         self.keep[step] += size
                 if not stays and not others & part.descendants[step]:
                     if others & ~part.ancestors[step]:
                         deaths[step][others] = deaths[step].get(others, 0) + size
+                        shared[step] |= others
                     else:
                         self.keep[step] -= size
         self.births = [tuple(entry.items()) for entry in births]
         self.deaths = [tuple(entry.items()) for entry in deaths]
+        self.near = [0] * count
+        """By step: the steps whose chains need less, or free more, once it is done."""
+        for head in range(count):
+            step, others = head, 0
+            while step >= 0:
+                others |= shared[step]
+                step = self.chain[step]
+            for other in bits(others):
+                self.near[other] |= 1 << head
 
     def run(self, nodes: int, stop: int, bound: int) -> int:
         """Look at about so many states; returns how many it was.
@@ -291,7 +310,7 @@ class Search:
                     for step in bits(self.seen[done][3]):
                         self._step(done, step)
             elif self.blocked:
-                self.bound = max(bound, self.blocked[0][0])
+                self.passed, self.bound = self.bound, max(bound, self.blocked[0][0])
                 self.ended = self.bound >= stop
                 while self.blocked and self.blocked[0][0] <= self.bound and not self.ended:
                     _, done, step = heapq.heappop(self.blocked)
@@ -309,31 +328,37 @@ class Search:
         best = min(states, key=lambda done: seen[done][2])
         if seen[best][2] <= self.live and best != self.root:
             self.committed += self._trace(best)
-            self.root, self.live = best, seen[best][2]
-            self.seen = {best: (-1, (), *seen[best][2:])}
-            self.levels.clear()
-            self.counts.clear()
-            self.blocked.clear()
-            states = [best]
+            self._commit(best, *seen[best][2:])
+            return self._next_level()
         if self.width and len(states) > self.width:
             states = sorted(states, key=lambda done: seen[done][2])[: self.width]
         self.open = states[::-1]
         return True
 
+    def _commit(self, done: int, live: int, ready: int) -> None:
+        """Forget all states but this one."""
+        for states in (self.seen, self.levels, self.counts, self.blocked):
+            states.clear()
+        self.live = -1
+        self._visit(-1, done, live, ready, ready)
+        ((self.root, (_, steps, self.live, ready)),) = self.seen.items()
+        self.committed.append((done, steps))
+        self.seen[self.root] = (-1, (), self.live, ready)
+
     def _step(self, done: int, step: int) -> None:
         """Run a step, or let it wait."""
-        _, _, live, ready = self.seen[done]
+        _, _, before, ready = self.seen[done]
         grow = 0
         for others, size in self.births[step]:
             if not others & done:
                 grow += size
-        need = live + grow + self.grow[step]
+        need = before + grow + self.grow[step]
         if need > self.bound:
             if not self.width:
                 heapq.heappush(self.blocked, (need, done, step))
             return
         now = done | 1 << step
-        live += grow + self.keep[step]
+        live = before + grow + self.keep[step]
         for others, size in self.deaths[step]:
             if not others & ~now:
                 live -= size
@@ -342,19 +367,21 @@ class Search:
             if not self.ancestors[other] & ~now:
                 fresh |= 1 << other
         ready = ready & ~(1 << step) | fresh
-        self._visit(done, now, live, ready, [step])
+        # What could not fall before can now only if this step made room, or shares storages with it.
+        check = ready if live < before or need > self.passed else ready & (fresh | self.near[step])
+        self._visit(done, now, live, ready, check, step)
 
-    def _visit(self, parent: int, done: int, live: int, ready: int, steps: list[int]) -> None:
-        """Settle a state, and note it if it is new."""
-        ancestors, after, check = self.ancestors, self.after, ready
-        while check:
+    def _visit(self, parent: int, done: int, live: int, ready: int, check: int, *steps: int) -> None:
+        """Settle a state, where only the steps in `check` may fall, and note it if it is new."""
+        ancestors, after = self.ancestors, self.after
+        while check and live > self.live:
             low = check & -check
             check ^= low
             found = self._fall(done, live, low.bit_length() - 1)
             if found is None:
                 continue
             now, live, taken = found
-            steps += taken
+            steps += tuple(taken)
             ready &= ~now
             for step in taken:
                 for other in bits(after[step] & ~now):
@@ -365,7 +392,7 @@ class Search:
             done, ready, _ = self._canonical(done, ready)
         if done in self.seen:
             return
-        self.seen[done] = (parent, tuple(steps), live, ready)
+        self.seen[done] = (parent, steps, live, ready)
         count = done.bit_count()
         if count not in self.levels:
             self.levels[count] = []

@@ -283,6 +283,18 @@ class _Network:
             for other in bits(mask):
                 before[number] |= before[other]
 
+    def run(self, number: int, done: int, live: int) -> tuple[int, int]:
+        """Bytes while a step runs after those in the mask `done`, and after it; `live` is what they left alive."""
+        need, after = live + self.extra[number], live
+        for storage in self.touched[number]:
+            users, size = self.users[storage], self.sizes[storage]
+            if storage not in self.given and not users & done:
+                need += size
+                after += size
+            if storage not in self.kept and not users & ~(done | 1 << number):
+                after -= size
+        return need, after
+
     def cuts(self) -> list[int]:
         """Places at which every step before comes before every step after, whatever the order."""
         count = len(self.ancestors)
@@ -488,15 +500,17 @@ class _Solver:
         self._replace(first, last, range(first, last))
         if self.peak <= peak:
             return
-        self._replace(first, last, found)
-        moved = True
+        network, done = self.network, sum(1 << name for name in self.order[:first])
+        live, moved = self.between[first], True
         while moved:
-            moved = False
-            for at in range(first, last - 1):
-                early, late = self.order[at : at + 2]
-                if early > late and not self.network.ancestors[early] >> late & 1:
-                    self._replace(at, at + 2, [late, early])
-                    if self.peak > peak:
-                        self._replace(at, at + 2, [early, late])
-                    else:
+            moved, before, now = False, done, live
+            for at in range(len(found) - 1):
+                early, late = found[at : at + 2]
+                if early > late and not network.ancestors[early] >> late & 1:
+                    need, between = network.run(late, before, now)
+                    if max(need, network.run(early, before | 1 << late, between)[0]) <= peak:
+                        found[at : at + 2] = [late, early]
                         moved = True
+                now = network.run(found[at], before, now)[1]
+                before |= 1 << found[at]
+        self._replace(first, last, found)
