@@ -5,22 +5,43 @@ Names load on use, so that `import memfit` costs next to nothing and never impor
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from memfit.version import __version__
 
 if TYPE_CHECKING:
-    from memfit.api import Benchmark, Profile, bench, capture, load_graph, profile, replay, save_graph, train
+    from memfit.api import (
+        Benchmark,
+        Check,
+        Plan,
+        Profile,
+        TrainingStep,
+        bench,
+        capture,
+        check,
+        load_graph,
+        plan,
+        profile,
+        replay,
+        save_graph,
+        train,
+    )
     from memfit.graph.model import Graph
 
 __all__ = [
     "Benchmark",
+    "Check",
     "Graph",
+    "Plan",
     "Profile",
+    "TrainingStep",
     "__version__",
     "bench",
     "capture",
+    "check",
     "load_graph",
+    "plan",
     "profile",
     "replay",
     "save_graph",
@@ -33,10 +54,8 @@ def __getattr__(name: str) -> Any:
         from memfit.graph.model import Graph
 
         return Graph
-    if name == "capture":
-        import memfit.capture
-
-        return memfit.capture
+    if name in ("capture", "plan"):  # packages that are functions too
+        return import_module(f"memfit.{name}")
     if name in __all__:
         from memfit import api
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Benchmark, Profile, TrainingStep
+from memfit.analysis.result import Benchmark, Check, Plan, Profile, TrainingStep
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -24,7 +24,22 @@ if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
     from memfit.memory.cuda.allocator import Settings
 
-__all__ = ["Benchmark", "Profile", "bench", "capture", "load_graph", "profile", "replay", "save_graph", "train"]
+__all__ = [
+    "Benchmark",
+    "Check",
+    "Plan",
+    "Profile",
+    "TrainingStep",
+    "bench",
+    "capture",
+    "check",
+    "load_graph",
+    "plan",
+    "profile",
+    "replay",
+    "save_graph",
+    "train",
+]
 
 notebook.register()
 
@@ -316,12 +331,12 @@ def bench(
         MemfitError: what failed, where, what was received and what to do.
         KeyboardInterrupt: before anything was measured; later, what was measured so far is returned with a note.
     """
+    from memfit.files import write_whole
     from memfit.measure import runs
     from memfit.measure.bench import measure
     from memfit.measure.config import Config
     from memfit.measure.session import Schedule, no_progress
     from memfit.measure.subject import Placing
-    from memfit.report.files import write_whole
 
     batches = None if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
     if iterations is None and seconds is None:
@@ -440,3 +455,194 @@ def train(
         budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
         advice=advice,
     )
+
+
+def plan(
+    source: str | nn.Module | Graph,
+    inputs: Inputs | None = None,
+    *,
+    target: str | None = None,
+    ram: int | str | None = None,
+    flash: int | str | None = None,
+    pointers: int | None = None,
+    capacity: int | str | None = None,
+    planner: str = "exact",
+    reorder: bool = True,
+    time_limit: float | None = None,
+    compare: bool = False,
+    save: str | Path | None = None,
+    emit: str | Path | None = None,
+    verify: bool = False,
+    verify_inputs: int = 100,
+    force: bool = False,
+    batch: int | None = None,
+    args: Mapping[str, Any] | None = None,
+    estimate: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Plan:
+    """Plan the arena of a network for TensorFlow Lite Micro, or pack the buffers of a problem.
+
+    >>> import memfit
+    >>> found = memfit.plan("torchvision:mobilenet_v2", "1x3x96x96", target="stm32h743")
+    >>> found.totals["optimal"], found.totals["arena_bytes"] == found.totals["lower_bound_bytes"]
+    (True, True)
+
+    Args:
+        source: a `.tflite` file; any other source of `memfit.capture`, for an estimate of the integer network that it
+            would become; or a packing problem in MiniMalloc's format, `PROBLEM.csv`.
+        inputs: as for `memfit.capture`.
+        target: the board, a name in `memfit targets`: whether the network fits its RAM and flash.
+        ram: bytes of RAM, or text such as 320KiB; takes the place of the target's.
+        flash: bytes of flash, likewise.
+        pointers: bits of a pointer, 32 or 64; None takes the target's, or 64 as on the host.
+        capacity: of a problem: the size of its arena; the search stops at the first packing within it.
+        planner: how buffers are packed: exact, tflm, size, duration, area, best-fit or local-search.
+        reorder: look for a better order of operators.
+        time_limit: seconds for the searches; without it the same source has the same plan on every run.
+        compare: also pack with every other planner.
+        save: write the planned `.tflite` here.
+        emit: write the offsets as a C header here.
+        verify: run the file as it was and as planned in the real runtime: outputs must be identical, and the smallest
+            arena of each is measured.
+        verify_inputs: how many inputs to run.
+        force: overwrite files that exist.
+        batch: replaces the first dimension of every input.
+        args: arguments of the source's constructor.
+        estimate: let operations that a table lacks pass, with a note.
+        progress: is told what is being done.
+
+    Raises:
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.plan.outputs import Outputs, check_outputs, write_outputs
+    from memfit.units import parse_bytes
+
+    outputs = Outputs(save=save, emit=emit, verify=verify, inputs=verify_inputs, force=force)
+    is_problem = isinstance(source, str) and source.endswith(".csv")
+    check_outputs(outputs, source=source if isinstance(source, str) else None)
+    if is_problem:
+        from memfit.plan.problem import plan_problem
+
+        given = {"target": target, "ram": ram, "flash": flash, "inputs": inputs, "batch": batch, "args": args}
+        _refuse(
+            given, source, "a packing problem has neither a network nor a board", "leave it out, or give --capacity"
+        )
+        room = parse_bytes(capacity) if isinstance(capacity, str) else capacity
+        return plan_problem(
+            str(source),
+            capacity=room,
+            planner=planner,
+            time_limit=time_limit,
+            side_by_side=compare,
+            progress=progress,
+        )
+
+    from memfit.plan.network import limits_of, plan_network
+
+    _refuse({"capacity": capacity}, source, "a network has a board's RAM, not a capacity", "use --ram or --target")
+    limits = limits_of(target, *(parse_bytes(size) if isinstance(size, str) else size for size in (ram, flash)))
+    graph = capture(source, inputs, args=args, batch=batch, estimate=estimate)
+    found = plan_network(
+        graph,
+        limits=limits,
+        pointer_bits=pointers,
+        planner=planner,
+        reorder=reorder,
+        time_limit=time_limit,
+        side_by_side=compare,
+        estimate=estimate,
+        progress=progress,
+    )
+    return write_outputs(found, outputs, progress=progress)
+
+
+def check(
+    source: str | nn.Module | Graph,
+    inputs: Inputs | None = None,
+    *,
+    max_ram: int | str | None = None,
+    max_flash: int | str | None = None,
+    max_peak: int | str | None = None,
+    target: str | None = None,
+    memory: str | None = None,
+    pointers: int | None = None,
+    batch: int | None = None,
+    args: Mapping[str, Any] | None = None,
+    estimate: bool = False,
+) -> Check:
+    """Hold a network to limits.
+
+    >>> import memfit
+    >>> memfit.check("torchvision:mobilenet_v2", max_peak="2MiB", memory="mcunet").totals["holds"]
+    True
+
+    Args:
+        source: as for `memfit.plan`.
+        inputs: as for `memfit.capture`.
+        max_ram: bytes of RAM, or text such as 256KiB, of the planned arena: `ram_bytes` of `memfit.plan`.
+        max_flash: of flash: its `flash_bytes`.
+        max_peak: of the peak under the memory model: `peak_bytes` of `memfit.profile`.
+        target: a board, whose RAM and flash are limits where none are given.
+        memory: the memory model of `max_peak`; as for `memfit.profile`.
+        pointers: as for `memfit.plan`.
+        batch: replaces the first dimension of every input.
+        args: arguments of the source's constructor.
+        estimate: let operations that a table lacks pass, with a note.
+
+    Raises:
+        UsageError: no limit at all.
+        MemfitError: as for `memfit.plan` and `memfit.profile`.
+    """
+    from memfit.plan.network import limits_of
+    from memfit.units import parse_bytes
+
+    ram, flash, peak = (parse_bytes(size) if isinstance(size, str) else size for size in (max_ram, max_flash, max_peak))
+    limits = limits_of(target, ram, flash)
+    asked = {"ram": limits.ram, "flash": limits.flash, "peak": peak}
+    if all(limit is None for limit in asked.values()):
+        raise UsageError(
+            "there is no limit to check", where=str(source), todo="give --max-ram, --max-flash, --max-peak"
+        )
+    if peak is None and memory is not None:
+        raise UsageError("a memory model is for --max-peak", where="--memory", received=memory, todo="give --max-peak")
+    graph = capture(source, inputs, args=args, batch=batch, estimate=estimate)
+    notes: list[str] = []
+    actual: dict[str, int] = {}
+    if limits.ram is not None or limits.flash is not None:
+        from memfit.plan.network import plan_network
+
+        planned = plan_network(graph, limits=limits, pointer_bits=pointers, estimate=estimate).result
+        actual = {"ram": planned.totals["ram_bytes"], "flash": planned.totals["flash_bytes"]}
+        notes += planned.notes
+        gain = planned.totals["runtime_ram_bytes"] - planned.totals["ram_bytes"]
+        if gain > 0 and limits.ram is not None:
+            notes.append(f"ram is of the planned file (memfit plan -o); as it is, it takes {gain:,} bytes more")
+    if peak is not None:
+        found = profile(graph, inputs, memory=memory or _default_memory(source), estimate=estimate)
+        memory = found.memory
+        actual["peak"] = found.totals["peak_bytes"]
+        notes += [note for note in found.notes if note not in notes]
+    rows = tuple(
+        {"name": name, "limit_bytes": limit, "actual_bytes": actual[name], "holds": actual[name] <= limit}
+        for name, limit in asked.items()
+        if limit is not None
+    )
+    return Check(
+        source=graph.source,
+        inputs=(),
+        per="limit",
+        memory=memory,
+        training=False,
+        device="cpu",
+        rows=rows,
+        totals={"holds": all(row["holds"] for row in rows)},
+        notes=tuple(notes),
+        environment={},
+    )
+
+
+def _refuse(given: Mapping[str, Any], source: Any, why: str, todo: str) -> None:
+    """Refuse options that say nothing of such a source."""
+    for name, value in given.items():
+        if value is not None and value != {}:
+            raise UsageError(f"--{name} does not go with this source: {why}", where=str(source), todo=todo)

@@ -32,6 +32,18 @@ def format_bytes(nbytes: int) -> str:
     return f"{nbytes / (1 << 30):.1f} GiB"
 
 
+def format_limit(nbytes: int) -> str:
+    """Write a size as people give one: in the largest unit of which it is a whole number, if there is one.
+
+    >>> format_limit(320 << 10), format_limit(1 << 20), format_limit(24 << 30), format_limit(1000)
+    ('320 KiB', '1 MiB', '24 GiB', '1000 B')
+    """
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if nbytes >= 1 << shift and nbytes % (1 << shift) == 0:
+            return f"{nbytes >> shift} {unit}"
+    return f"{nbytes} B" if nbytes < 10 << 10 else format_bytes(nbytes)
+
+
 def parse_bytes(text: str) -> int:
     """Read a size such as `256KiB`, `1.5 MiB`, `16GB` or `65536`, in bytes.
 

@@ -16,7 +16,8 @@ from tflm_runtime import need_runtime, outputs_of
 
 from memfit.errors import OutputError, UsageError
 from memfit.formats.tflite import Subgraph, TfliteModel, parse_model
-from memfit.plan.writer import check_order, rewrite, save
+from memfit.files import write_bytes
+from memfit.plan.writer import check_order, rewrite
 
 
 def random_order(subgraph: Subgraph, seed: int) -> list[int]:
@@ -226,16 +227,16 @@ def test_several_subgraphs_take_no_offsets() -> None:
 
 def test_a_file_is_kept_unless_forced_and_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "out.tflite"
-    save(b"one", path)
+    write_bytes(b"one", path)
     with pytest.raises(OutputError, match=r"(?s)exists already.*out.tflite.*--force"):
-        save(b"two", path)
+        write_bytes(b"two", path)
     assert path.read_bytes() == b"one"
-    save(b"two", path, force=True)
+    write_bytes(b"two", path, force=True)
     assert path.read_bytes() == b"two"
-    with pytest.raises(OutputError, match="could not be written"):
-        save(b"x", tmp_path / "nowhere" / "out.tflite")
+    with pytest.raises(OutputError, match="does not exist"):
+        write_bytes(b"x", tmp_path / "nowhere" / "out.tflite")
     with pytest.raises(OutputError, match="folder"):
-        save(b"x", tmp_path)
+        write_bytes(b"x", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["out.tflite"]
 
 
@@ -246,7 +247,7 @@ def written_pair(model: TfliteModel, folder: Path, name: str, seed: int) -> list
     order = random_order(model.main, seed)
     paths = [folder / f"{name}.tflite", folder / f"{name}.planned.tflite"]
     paths[0].write_bytes(model.data)
-    save(rewrite(model, orders={0: order}, offsets=first_fit(model, order)), paths[1])
+    write_bytes(rewrite(model, orders={0: order}, offsets=first_fit(model, order)), paths[1])
     return paths
 
 
@@ -296,7 +297,7 @@ def test_vww_runs_in_85_kib_where_the_runtimes_own_plan_needs_104(tmp_path: Path
         offsets[i] = bound - -(-main.tensors[i].nbytes // 16) * 16 if position % 2 else 0
     plain, planned = tmp_path / "plain.tflite", tmp_path / "planned.tflite"
     plain.write_bytes(model.data)
-    save(rewrite(model, offsets=offsets), planned)
+    write_bytes(rewrite(model, offsets=offsets), planned)
     assert outputs_of([plain], arena=103_656, seeds=1)[0].startswith("error")
     assert outputs_of([planned], arena=85_224, seeds=1)[0].startswith("error")
     a, b = outputs_of([plain], arena=103_672)[0], outputs_of([planned], arena=85_240)[0]

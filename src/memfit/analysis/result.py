@@ -156,6 +156,40 @@ class TrainingStep(Result):
         return {"settings": self.settings, "timeline": self.timeline, "advice": self.advice}
 
 
+@dataclass(frozen=True)
+class Plan(Result):
+    """Where each buffer of an arena lies, what the arena then takes, and whether that fits. Sizes are in bytes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was planned for: runtime, build, target, limits, planner."""
+    order: tuple[int, ...] | None = None
+    """The operators' indices of the file in their new order; None where the order stays."""
+    operators: tuple[dict[str, Any], ...] = ()
+    """In the planned order: each operator's `name`, `type`, `live_bytes` and `reach_bytes`."""
+    planners: tuple[dict[str, Any], ...] = ()
+    """What other planners make of the same buffers: `name`, `arena_bytes`."""
+    boards: tuple[dict[str, Any], ...] = ()
+    """Known boards, whether it fits each: `name`, `ram_bytes`, `flash_bytes`, `fits`."""
+    advice: tuple[str, ...] = ()
+    """What would help."""
+    verification: dict[str, Any] | None = None
+    """What the real runtime did with the planned file; None where it was not run."""
+
+    command: ClassVar[str] = "plan"
+
+    def further(self) -> dict[str, Any]:
+        """Give what was planned for, the operators, other planners, boards, advice and verification."""
+        names = ("settings", "order", "operators", "planners", "boards", "advice", "verification")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Check(Result):
+    """Whether a network stays within its limits, one row each."""
+
+    command: ClassVar[str] = "check"
+
+
 def _plain(value: Any) -> Any:
     """Turn tuples into lists all the way down, as JSON has them."""
     if isinstance(value, dict):

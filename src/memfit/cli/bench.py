@@ -113,7 +113,7 @@ def read_batches(text: str) -> list[int]:
 
 def _check_save(save: Path, files: tuple[Path, ...], force: bool) -> None:
     """Refuse a run file that could not be written before any work is done."""
-    from memfit.report.files import check_target
+    from memfit.files import check_target
 
     if save.suffix.lower() != ".json" or save.name.lower().endswith(".memfit.json"):
         raise UsageError(

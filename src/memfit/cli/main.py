@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "bench": "memfit.cli.bench",
     "train": "memfit.cli.train",
     "targets": "memfit.cli.targets",
+    "plan": "memfit.cli.plan",
+    "check": "memfit.cli.check",
 }
 """Every subcommand and the module whose `command` it is."""
 

@@ -27,11 +27,11 @@ class Output(NamedTuple):
     force: bool
 
 
-def output_options(command: Command) -> Command:
-    """Add --format, --output, --force and --debug, in that order."""
+def output_options(command: Command, *, formats: Sequence[str] = FORMATS) -> Command:
+    """Add --format, --output, --force and --debug, in that order; `formats` are what a terminal may be shown."""
     for option in reversed(
         (
-            click.option("--format", type=click.Choice(FORMATS), default="table", help="What is printed."),
+            click.option("--format", type=click.Choice(formats), default="table", help="What is printed."),
             click.option(
                 "-o",
                 "--output",
@@ -80,6 +80,32 @@ def split_columns(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def read_size(text: str, option: str) -> int:
+    """Read a number of bytes such as 320KiB.
+
+    >>> read_size("320KiB", "--ram")
+    327680
+
+    Raises:
+        UsageError: it is not a size, or not above zero.
+    """
+    from memfit.errors import UsageError
+    from memfit.units import parse_bytes
+
+    try:
+        nbytes = parse_bytes(text)
+    except UsageError as error:
+        raise UsageError(
+            "this is not a size",
+            where=option,
+            received=repr(text),
+            todo="write it as 320KiB, 24GiB or a number of bytes",
+        ) from error
+    if nbytes < 1:
+        raise UsageError("a size must be at least one byte", where=option, received=repr(text), todo="write 320KiB")
+    return nbytes
+
+
 def deliver(result: Result, output: Output, *, also_written: Sequence[Path] = ()) -> None:
     """Write the files, print the result, and name the files on stderr.
 
@@ -113,4 +139,5 @@ def check_output(output: Output) -> None:
     if output.files:
         from memfit.report.files import check
 
-        check(output.files, force=output.force)
+        context = click.get_current_context(silent=True)
+        check(output.files, force=output.force, command=context.info_name if context else None)

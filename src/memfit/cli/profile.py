@@ -144,7 +144,7 @@ def _check_targets(output: Output, save_graph: Path | None) -> None:
     """Refuse files that could not be written before any work is done."""
     check_output(output)
     if save_graph is not None:
-        from memfit.report.files import check_target
+        from memfit.files import check_target
 
         if not save_graph.name.endswith(".memfit.json"):
             raise UsageError(

@@ -19,14 +19,11 @@ The result is read again and compared before it is handed out.
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from memfit.errors import InternalError, MemfitError, OutputError, UsageError
+from memfit.errors import InternalError, MemfitError, UsageError
 from memfit.formats.flatbuffer import File, Schema, Table
 from memfit.formats.tflite import Metadata, Operator, Subgraph, TfliteModel, parse_model
 from memfit.formats.tflite.model import OFFLINE_MEMORY_ALLOCATION, OFFLINE_VERSION, ONLINE_PLANNED
@@ -84,42 +81,6 @@ def rewrite(
     return written
 
 
-def save(written: bytes, path: str | Path, *, force: bool = False) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: the file exists and `force` is not set, or it cannot be written.
-    """
-    target = Path(path).resolve()
-    if target.is_dir():
-        raise OutputError("this is a folder", received=str(path), todo="name a file in it")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as stream:
-            stream.write(written)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            if not force:
-                raise OutputError(
-                    "an output file exists already, and memfit keeps it",
-                    where=str(target),
-                    received=str(path),
-                    todo="choose another name, or overwrite it with --force",
-                )
-            shutil.copymode(target, part)
-        part.replace(target)
-    except OSError as error:
-        raise OutputError(
-            "an output file could not be written",
-            where=str(target),
-            received=error.strerror or str(error),
-            todo="choose another folder, or free some space",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # -- what can be written ------------------------------------------------------------------------------------------
 
 
@@ -138,7 +99,7 @@ def check_order(subgraph: Subgraph, order: Sequence[int]) -> None:
             "an order names each operator once", f"subgraphs[{subgraph.index}]", f"{len(order)} for {count} operators"
         )
     place = {index: position for position, index in enumerate(order)}
-    for before, after in _dependencies(subgraph):
+    for before, after in dependencies(subgraph):
         if place[before] > place[after]:
             first, second = subgraph.operators[before], subgraph.operators[after]
             raise _unusable(
@@ -148,7 +109,7 @@ def check_order(subgraph: Subgraph, order: Sequence[int]) -> None:
             )
 
 
-def _dependencies(subgraph: Subgraph) -> Iterator[tuple[int, int]]:
+def dependencies(subgraph: Subgraph) -> Iterator[tuple[int, int]]:
     """Pairs of operators whose order matters, as (earlier, later) of the present order."""
     writer: dict[int, int] = {}
     readers: dict[int, list[int]] = {}

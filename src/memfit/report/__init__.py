@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from memfit.analysis.result import Result
-from memfit.report import bench, csv, json, markdown, png, table, targets, train
+from memfit.report import bench, check, csv, json, markdown, plan, png, table, targets, train
 
 
 class Renderer(NamedTuple):
@@ -21,6 +21,8 @@ class Renderer(NamedTuple):
     """A package outside the core."""
     extra: str | None = None
     """The extra that brings it."""
+    only: str | None = None
+    """The one command whose results it shows."""
 
 
 RENDERERS: dict[str, Renderer] = {
@@ -28,9 +30,10 @@ RENDERERS: dict[str, Renderer] = {
     "md": Renderer(markdown.render, ".md"),
     "csv": Renderer(csv.render, ".csv"),
     "json": Renderer(json.render, ".json"),
+    "junit": Renderer(check.junit, ".xml", only="check"),
     "png": Renderer(png.render, ".png", binary=True, needs="matplotlib", extra="plots"),
 }
 """Every report format by name; the command line and the files read it here."""
 
-COMMANDS = (bench, targets, train)
+COMMANDS = (bench, check, plan, targets, train)
 """Modules of the commands that speak and draw in their own way; to import one is to register it."""

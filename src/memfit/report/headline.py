@@ -114,6 +114,12 @@ def lines(result: Result) -> list[str]:
     return voice.lines(result) if voice else []
 
 
+def brief(result: Result) -> str | None:
+    """Give the one line that stands for the whole; None for a command with a table."""
+    voice = VOICES.get(result.command)
+    return voice.brief(result) if voice and voice.brief else None
+
+
 def environment(result: Result) -> str | None:
     """List what the figures depend on; None where nothing is known."""
     entries = [f"{key} {_scalar(value)}" for key, value in result.environment.items() if not _nested(value)]
@@ -145,6 +151,8 @@ class Voice(NamedTuple):
     """The totals as short phrases, the most important first."""
     lines: Callable[[Result], list[str]] = lambda _: []
     """Further sentences, each on a line of its own."""
+    brief: Callable[[Result], str] | None = None
+    """All of it in one line, which a terminal then shows instead of a table."""
 
 
 VOICES: dict[str, Voice] = {}

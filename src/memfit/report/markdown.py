@@ -13,7 +13,8 @@ from memfit.report.columns import cell, column, filled, label, peak_row, summary
 def render(result: Result, stream: IO[str]) -> None:
     """Write the table with its title above and its totals and notes below; the row of the peak is bold."""
     shown = filled(result)
-    stream.write(f"**{_escaped(result.source)}** · {_escaped(headline.setting(result))}\n\n")
+    setting = headline.setting(result)
+    stream.write(f"**{_escaped(result.source)}**" + (f" · {_escaped(setting)}" if setting else "") + "\n\n")
     if result.rows and shown:
         _line(stream, (_escaped(label(result, key)) for key in shown))
         _line(stream, ("---:" if column(key).right else ":---" for key in shown))

@@ -60,6 +60,10 @@ def render(result: Result, stream: IO[str], *, width: int | None = None) -> None
     from rich.console import Console
     from rich.text import Text
 
+    one_line = headline.brief(result)
+    if one_line is not None:
+        stream.write(_shown(f"{one_line}\n", stream))
+        return
     terminal = stream.isatty()
     room = max(width or _terminal_width(stream), 20)
     fields, left_out = _fit(_fields(result), room, keep_all=_asked(result))
@@ -94,8 +98,13 @@ def render(result: Result, stream: IO[str], *, width: int | None = None) -> None
         console.print(Text(line, style="dim"), no_wrap=True, overflow="ignore", crop=False)
 
     text = "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+    stream.write(_shown(text, stream))
+
+
+def _shown(text: str, stream: IO[str]) -> str:
+    """Leave to a terminal what it can show."""
     unicode = "utf" in (getattr(stream, "encoding", None) or "utf-8").lower()
-    stream.write(text if unicode else text.translate(_ASCII))
+    return text if unicode else text.translate(_ASCII)
 
 
 def _terminal_width(stream: IO[str]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.analysis.result import Result, TrainingStep
 from memfit.report import columns, headline, png
 from memfit.report.columns import Column, shorten
-from memfit.units import format_bytes
+from memfit.units import format_bytes, format_limit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def totals(result: Result) -> list[str]:
     t = result.totals
     phrases = []
     if t.get("fits") is not None:
-        budget = _round(t["budget_bytes"])
+        budget = format_limit(t["budget_bytes"])
         if t["fits"]:
             phrases.append(f"fits {budget}: the largest batch that does is {t['max_batch']:,}")
         else:
@@ -74,11 +74,6 @@ def lines(result: Result) -> list[str]:
     if not isinstance(result, TrainingStep) or not result.advice:
         return []
     return ["what would help, and what the step then needs in all:", *map(_idea, result.advice[:_ADVICE])]
-
-
-def _round(nbytes: int) -> str:
-    """Write a budget as people give it: whole GiB as such."""
-    return format_bytes(nbytes) if nbytes % (1 << 30) else f"{nbytes >> 30} GiB"
 
 
 _TOTALS = {

@@ -1,0 +1,300 @@
+"""The `.tflite` model that a network would become: records without data, to plan before anything is converted.
+
+Converters fold norms into the layer before them, and of activations those that TensorFlow Lite fuses; the others stay
+operators with an output of their own. A network of floats becomes integers of one byte an element, with biases of four;
+a network that holds integers already keeps the types that it has. Views make no bytes. What a converter adds or leaves
+out besides, such as transposes between layouts, is not known before the conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memfit.analysis.layers import INPUT, UNUSED, Layer, layers
+from memfit.analysis.values import Values, values_of
+from memfit.errors import UsageError
+from memfit.formats.flatbuffer import Span
+from memfit.formats.tflite import Operator, Quantization, Subgraph, TfliteModel, TfliteTensor
+from memfit.formats.tflite.model import Buffer, OperatorCode
+from memfit.graph.model import Graph, Tensor
+from memfit.graph.optable import Role
+
+NOTE = "estimate: a network not yet converted, planned as the int8 .tflite that it would become"
+
+FUSED = frozenset({"relu", "relu6"})
+"""Activations that TFLM's kernels do along with a layer: CalculateActivationRangeQuantized, kernels/kernel_util.cc;
+convolution, pooling, add and the like take them as fused_activation_function."""
+
+_FUSES = frozenset({Role.CONV, Role.LINEAR, Role.MATMUL, Role.POOL, Role.ADD})
+
+_KINDS = {
+    "linear": "FULLY_CONNECTED",
+    "matmul": "BATCH_MATMUL",
+    "add": "ADD",
+    "sub": "SUB",
+    "rsub": "SUB",
+    "mul": "MUL",
+    "div": "DIV",
+    "max_pool2d": "MAX_POOL_2D",
+    "max_pool1d": "MAX_POOL_2D",
+    "avg_pool2d": "AVERAGE_POOL_2D",
+    "avg_pool1d": "AVERAGE_POOL_2D",
+    "mean": "MEAN",
+    "sum": "SUM",
+    "adaptive_avg_pool2d": "MEAN",
+    "adaptive_avg_pool1d": "MEAN",
+    "global_avg_pool2d": "MEAN",
+    "softmax": "SOFTMAX",
+    "log_softmax": "LOG_SOFTMAX",
+    "concat": "CONCATENATION",
+    "cat": "CONCATENATION",
+    "stack": "PACK",
+    "sigmoid": "LOGISTIC",
+    "tanh": "TANH",
+    "relu": "RELU",
+    "relu6": "RELU6",
+    "leaky_relu": "LEAKY_RELU",
+    "hardswish": "HARD_SWISH",
+    "elu": "ELU",
+    "prelu": "PRELU",
+    "abs": "ABS",
+    "exp": "EXP",
+    "log": "LOG",
+    "sqrt": "SQRT",
+    "rsqrt": "RSQRT",
+    "neg": "NEG",
+    "maximum": "MAXIMUM",
+    "minimum": "MINIMUM",
+    "constant_pad_nd": "PAD",
+    "pad": "PAD",
+    "embedding": "GATHER",
+    "cast": "CAST",
+    "clone": "RESHAPE",
+    "copy": "RESHAPE",
+    "argmax": "ARG_MAX",
+    "argmin": "ARG_MIN",
+    "amax": "REDUCE_MAX",
+    "cumsum": "CUMSUM",
+    "transpose": "TRANSPOSE",
+    "permute": "TRANSPOSE",
+    "quantize": "QUANTIZE",
+    "dequantize": "DEQUANTIZE",
+}
+"""Kind of operation → builtin operator; kinds that are spelled alike need no row."""
+
+_INDICES = frozenset({"MEAN", "SUM", "REDUCE_MAX", "PAD", "TRANSPOSE", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"})
+"""Operators whose second input is a small constant of axes, pads or sizes."""
+
+_INTEGERS = frozenset({"int8", "uint8", "int4", "uint4"})
+
+
+def _kind(row: Layer) -> str:
+    """Name the builtin operator that a layer becomes."""
+    if row.role is Role.CONV:
+        transposed, depthwise = "transpose" in row.type, "depthwise" in row.type
+        return "TRANSPOSE_CONV" if transposed else "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
+    if row.role is Role.LINEAR:
+        return "FULLY_CONNECTED"
+    if row.role is Role.RESIZE:
+        return "RESIZE_NEAREST_NEIGHBOR" if "nearest" in row.type else "RESIZE_BILINEAR"
+    return _KINDS.get(row.type, row.type.upper())
+
+
+def _filter_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Turn a filter's shape, output channels first, into that of TensorFlow Lite, input channels last.
+
+    >>> _filter_shape("CONV_2D", (8, 3, 5, 5)), _filter_shape("DEPTHWISE_CONV_2D", (8, 1, 3))
+    ((8, 5, 5, 3), (1, 1, 3, 8))
+    """
+    first, second, *kernel = shape
+    kernel = [*[1] * (2 - len(kernel)), *kernel]
+    if kind == "DEPTHWISE_CONV_2D":
+        return (1, *kernel, first * second)
+    return (second, *kernel, first) if kind == "TRANSPOSE_CONV" else (first, *kernel, second)
+
+
+def as_tflite(graph: Graph) -> TfliteModel:
+    """Make the records of the integer `.tflite` model that a network would become.
+
+    >>> from memfit.graph.model import Graph
+    >>> as_tflite(Graph((), (), (), (), (), ())).main.operators
+    ()
+
+    Args:
+        graph: a network for inference, captured or read from a file.
+
+    Raises:
+        UsageError: a graph of training.
+    """
+    if graph.training:
+        raise UsageError(
+            "a plan is of inference, and this graph holds a training step",
+            where=graph.source,
+            todo="capture the network without --training",
+        )
+    return _Made(graph).model()
+
+
+class _Made:
+    """The model in the making."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.values: Values = values_of(graph)
+        self.place = {op.index: number for number, op in enumerate(self.values.forward)}
+        """Operation → position in the forward pass."""
+        self.tensors: list[TfliteTensor] = []
+        self.operators: list[Operator] = []
+        self.codes: dict[str, int] = {}
+        self.data = 0
+        """Bytes of constants so far."""
+        self.of_value: dict[int, int] = {}
+        """Value → tensor index."""
+        self.of_parameter: dict[int, int] = {}
+        """Tensor id of a parameter → tensor index."""
+        self.shown: dict[int, Tensor] = {}
+        """Value → the first tensor that shows it."""
+        for tensor in graph.tensors:
+            value = self.values.value_of.get((tensor.storage, tensor.version))
+            if value is not None:
+                self.shown.setdefault(value, tensor)
+        self.keeps_types = any(
+            tensor.dtype in _INTEGERS and tensor.elements and self.values.producer[value] >= 0
+            for value, tensor in self.shown.items()
+            if not self.values.state[value]
+        )
+        """True for a network that is quantized already."""
+
+    def model(self) -> TfliteModel:
+        """Write every layer in the order in which it is done."""
+        graph, values = self.graph, self.values
+        inputs = []
+        for i in graph.inputs:
+            tensor = graph.tensors[i]
+            inputs.append(self._activation(values.value_of[tensor.storage, tensor.version], tensor.name or "input"))
+        rows = [row for row in layers(graph, values=values) if row.type not in (INPUT, UNUSED) and row.ops]
+        for row in sorted(rows, key=lambda row: max(row.ops)):
+            self._row(row)
+        outputs = tuple(sorted({self.of_value[value] for value in values.leaving if value in self.of_value}))
+        main = Subgraph(0, "main", tuple(self.tensors), tuple(self.operators), tuple(inputs), outputs)
+        codes = tuple(OperatorCode(-1, name, 1, False) for name in self.codes)
+        return TfliteModel(graph.source, 3, NOTE, codes, (main,), (Buffer(None, False),), (), (), ())
+
+    def _row(self, row: Layer) -> None:
+        """Write one layer, and its activation behind it where no kernel does that along."""
+        values = self.values
+        places = [self.place[i] for i in row.ops if not values.alias[self.place[i]]]
+        made = dict.fromkeys(value for place in places for value in values.outputs[place] if not values.state[value])
+        read = dict.fromkeys(
+            value
+            for place in places
+            for value in values.inputs[place]
+            if value not in made and not values.state[value] and not values.prepared[value]
+        )
+        inside = set(places)
+        leave = [
+            value
+            for value in made
+            if value in values.leaving or any(reader not in inside for reader in values.readers[value])
+        ]
+        results = [self._activation(value, row.name) for value in leave or list(made)[-1:]]
+        if not results:
+            return
+        kind = _kind(row)
+        inputs = [*(self._known(value) for value in read), *self._constants(row, kind)]
+        activation = row.activation
+        if activation is None or row.role is Role.ACTIVATION or (activation in FUSED and row.role in _FUSES):
+            self._operator(kind, inputs, results)
+            return
+        last = self.tensors[results[0]]
+        before = self._tensor(f"{row.name}/before {activation}", last.shape, last.type)
+        self._operator(kind, inputs, (before,))
+        if activation == "silu":  # x · sigmoid(x), for want of an operator
+            gate = self._tensor(f"{row.name}/sigmoid", last.shape, last.type)
+            self._operator("LOGISTIC", (before,), (gate,))
+            self._operator("MUL", (before, gate), results)
+        else:
+            self._operator(_KINDS.get(activation, activation.upper()), (before,), results)
+
+    def _constants(self, row: Layer, kind: str) -> list[int]:
+        """Write what the operator reads besides activations: weights and bias in the layout of TensorFlow Lite."""
+        if kind in _INDICES:
+            return [self._constant(f"{row.name}/indices", (2,), "INT32")]
+        found = [self._parameter(i, row, kind) for i in self._parameters(row)]
+        if row.role not in (Role.CONV, Role.LINEAR):
+            return found
+        found = sorted(found, key=lambda i: -len(self.tensors[i].shape))[:2]
+        if row.norm is not None and len(found) == 1:  # what is left of the norm
+            quantization = self.tensors[found[0]].quantization
+            channels = len(quantization.scales) if quantization else 1
+            found.append(self._constant(f"{row.name}/folded bias", (channels,), "INT32"))
+        return found
+
+    def _parameters(self, row: Layer) -> list[int]:
+        """Give the parameters that a layer reads, without those of a norm that folds away."""
+        graph, values = self.graph, self.values
+        found: dict[tuple[int, int], int] = {}
+        for i in row.ops:
+            if values.roles[self.place[i]] is Role.BATCH_NORM:
+                continue
+            for t in graph.ops[i].inputs:
+                tensor = graph.tensors[t]
+                value = values.value_of.get((tensor.storage, tensor.version))
+                if value is not None and tensor.elements and (values.state[value] or values.prepared[value]):
+                    found.setdefault((tensor.storage, tensor.version), t)
+        return list(found.values())
+
+    def _parameter(self, i: int, row: Layer, kind: str) -> int:
+        if i in self.of_parameter:
+            return self.of_parameter[i]
+        tensor = self.graph.tensors[i]
+        is_weight = len(tensor.shape) > 1
+        shape, scales = tensor.shape, 1
+        if is_weight and row.role in (Role.CONV, Role.LINEAR):
+            scales = shape[1] if kind == "TRANSPOSE_CONV" else shape[0]
+            if row.role is Role.CONV:
+                shape = _filter_shape(kind, shape)
+        type_ = self._type(tensor.dtype) if is_weight or self.keeps_types else "INT32"
+        self.of_parameter[i] = self._constant(tensor.name or f"{row.name}/constant", shape, type_, scales)
+        return self.of_parameter[i]
+
+    def _known(self, value: int) -> int:
+        """Give the tensor of a value; one that nothing made before is a constant of the file."""
+        if value not in self.of_value:
+            tensor = self.shown[value]
+            self.of_value[value] = self._constant(f"constant{value}", tensor.shape, self._type(tensor.dtype))
+        return self.of_value[value]
+
+    def _activation(self, value: int, name: str) -> int:
+        if value not in self.of_value:
+            tensor = self.shown[value]
+            whole = tensor.elements == self.values.elements[value]  # or else a view of a part shows it first
+            shape = tensor.shape if whole else (self.values.elements[value],)
+            self.of_value[value] = self._tensor(name, shape, self._type(tensor.dtype))
+        return self.of_value[value]
+
+    def _type(self, dtype: str) -> str:
+        return "INT8" if "float" in dtype and not self.keeps_types else dtype.upper()
+
+    def _tensor(self, name: str, shape: Sequence[int], type_: str, data: Span | None = None, scales: int = 1) -> int:
+        index = len(self.tensors)
+        quantized = not type_.startswith(("FLOAT", "BFLOAT", "BOOL"))
+        quantization = Quantization((1.0,) * scales, (0,) * scales, 0, None) if quantized else None
+        self.tensors.append(
+            TfliteTensor(index, name, tuple(shape), (), type_, 0, data, quantization, False, True, False, 0)
+        )
+        return index
+
+    def _constant(self, name: str, shape: Sequence[int], type_: str, scales: int = 1) -> int:
+        index = self._tensor(name, shape, type_, Span(0, 0), scales)
+        nbytes = self.tensors[index].nbytes
+        self.tensors[index] = self.tensors[index]._replace(data=Span(self.data, nbytes))
+        self.data += nbytes
+        return index
+
+    def _operator(self, kind: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        code = self.codes.setdefault(kind, len(self.codes))
+        index = len(self.operators)
+        self.operators.append(
+            Operator(index, code, kind, False, 1, tuple(inputs), tuple(outputs), (), (), None, {}, None)
+        )
