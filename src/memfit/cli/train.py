@@ -23,7 +23,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--kernels", metavar="KIND", help="How the optimizer runs: foreach (default), fused or for-loop.")
 @click.option("--device", type=click.Choice(("cuda", "cpu")), default="cuda", show_default=True)
 @click.option("--capability", metavar="X.Y", help="The GPU's compute capability; 8.0 (A100) unless given.")
-@click.option("--budget", metavar="SIZE", help="What the GPU has, such as 24GiB: does it fit, and what would help?")
+@click.option(
+    "--budget", metavar="SIZE", help="What the GPU has, as 24GiB or by its name: does it fit, and what would help?"
+)
 @click.option("--dtype", type=click.Choice(("fp32", "fp16", "bf16")), help="Of the weights; else the model's own.")
 @click.option("--autocast", type=click.Choice(("bf16", "fp16")), help="Run forward and loss under autocast.")
 @click.option("--accumulate", metavar="N", type=_COUNT, default=1, help="Micro-batches for one step of the optimizer.")
@@ -78,20 +80,29 @@ def command(
 
 
 def read_budget(text: str) -> int:
-    """Read a number of bytes such as 24GiB.
+    """Read a number of bytes such as 24GiB, or the name of a GPU, which stands for the memory that its driver reports.
 
-    >>> read_budget("12GiB")
-    12884901888
+    >>> read_budget("12GiB"), read_budget("a100-80gb")
+    (12884901888, 85899345920)
 
     Raises:
-        UsageError: it is not a size, or not above zero.
+        UsageError: it is neither a size nor the name of a GPU, or not above zero.
     """
     try:
         nbytes = parse_bytes(text)
     except UsageError as error:
-        raise UsageError(
-            "this is not a size", where="--budget", received=repr(text), todo="write it as 24GiB, 16GB or a number"
-        ) from error
+        from memfit.targets import load, lookup
+
+        gpu = lookup(text)
+        if gpu is None or gpu.kind != "gpu":
+            raise UsageError(
+                "this is neither a size nor the name of a GPU",
+                where="--budget",
+                received=repr(text),
+                todo="write it as 24GiB, 16GB or a number, or as one of "
+                + ", ".join(key for key, target in load().items() if target.kind == "gpu"),
+            ) from error
+        nbytes = gpu.reported_bytes or gpu.ram_bytes
     if nbytes < 1:
         raise UsageError(
             "the budget must be at least one byte", where="--budget", received=repr(text), todo="write it as 24GiB"

@@ -91,8 +91,18 @@ def load() -> Mapping[str, Target]:
     return MappingProxyType({key: _target(key, row) for key, row in tomllib.loads(text).items()})
 
 
+def lookup(name: str) -> Target | None:
+    """Find a target as `find` does; None where no target goes by that name.
+
+    >>> lookup("Teensy 4.1").key, lookup("abacus")
+    ('teensy41', None)
+    """
+    key = _names().get(_plain(name))
+    return None if key is None else load()[key]
+
+
 def find(name: str) -> Target:
-    """Find a target by its key or an alias, whatever the case; hyphens, underscores and spaces do not count.
+    """Find a target by its key or an alias, whatever the case; hyphens, underscores, points and spaces do not count.
 
     >>> find("NVIDIA A100-80GB").key, find("Nano_33_BLE").key
     ('a100-80gb', 'nano33ble')
@@ -100,10 +110,10 @@ def find(name: str) -> Target:
     Raises:
         UsageError: no target goes by that name; the message has the nearest ones.
     """
-    known = _names()
-    wanted = _plain(name)
-    if wanted in known:
-        return load()[known[wanted]]
+    target = lookup(name)
+    if target is not None:
+        return target
+    known, wanted = _names(), _plain(name)
     near = difflib.get_close_matches(wanted, known, n=_NEAR, cutoff=0.6)
     near += [other for other in known if len(wanted) > 2 and wanted in other]
     keys = list(dict.fromkeys(known[other] for other in near))[:_NEAR]
@@ -123,7 +133,7 @@ def _names() -> Mapping[str, str]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[-_\s]", "", name).lower()
+    return re.sub(r"[-_.\s]", "", name).lower()
 
 
 def _target(key: str, row: dict[str, Any]) -> Target:
