@@ -22,8 +22,7 @@ from memfit.errors import MissingExtra, OutputError, UsageError
 from memfit.formats.tflite import parse_model, read_model
 from memfit.memory.tflm.arena import arena
 from memfit.packing import Buffer, Problem, violations
-from memfit.plan.arena import compare, plan_arena
-from memfit.plan.outputs import planned_file
+from memfit.plan.arena import compare, plan_arena, planned_file
 
 GAINS = ["cnn-int8", "cnn-int16", "cnn-float32", "sequence-int16", "branches-int8", "branches-float32"]
 """Networks whose head the runtime's own planner or the file's order makes larger than it must be."""
@@ -306,7 +305,9 @@ def test_bad_input_gets_one_clear_message(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_verification_without_the_runtime_is_refused_before_any_work(cnn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_without_the_runtime_is_refused_before_any_work(
+    cnn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memfit.plan.outputs.find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match="tflm"):
         memfit.plan(str(cnn), verify=True)

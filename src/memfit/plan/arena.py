@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
+from memfit.errors import UsageError
 from memfit.formats.tflite import TfliteModel
 from memfit.formats.tflite.model import ONLINE_PLANNED
 from memfit.memory.tflm.arena import Arena, arena
@@ -24,7 +25,7 @@ from memfit.memory.tflm.builds import ALIGNMENT, Build
 from memfit.memory.tflm.head import HeadBuffer
 from memfit.packing import PLANNERS, Buffer, Packing, Problem, pack
 from memfit.plan.order import Order, Step, search
-from memfit.plan.writer import dependencies
+from memfit.plan.writer import dependencies, rewrite
 
 Progress = Callable[[str], None]
 
@@ -145,6 +146,22 @@ def compare(model: TfliteModel, build: str | Build = "wheel", *, estimate: bool 
     free = None if model.offline_offsets is None else _free(model)
     problem = problem_of(arena(model, build, offsets=free, estimate=estimate).buffers)
     return {name: pack(problem, name) for name in PLANNERS}
+
+
+def planned_file(plan: ArenaPlan) -> bytes:
+    """Give the bytes of a `.tflite` file with its plan in it.
+
+    Raises:
+        UsageError: a plan of what is no file.
+        MemfitError: a file whose tables this cannot be written into.
+    """
+    model = plan.source
+    if not model.data:
+        raise UsageError("only a .tflite file can be written with a plan", where=model.source, todo="convert it first")
+    orders = None if plan.order is None else {0: plan.order}
+    if orders is None and plan.offsets is None:
+        return bytes(model.data)
+    return rewrite(model, orders=orders, offsets=plan.offsets)
 
 
 def problem_of(held: Sequence[HeadBuffer]) -> Problem:

@@ -4,7 +4,7 @@ A state is the set of steps executed so far; the bytes alive after it do not dep
 `docs/operator-order.md` proves the three rules that keep the states few:
 
 - *settle*: a step, or a chain of steps, that fits and leaves no more bytes alive than before is taken at once;
-- *commit*: the first state reached, by number of steps, with no more bytes alive than at the root becomes the root;
+- *commit*: once a state is as low as the root or lower, the lowest one between the two takes the root's place;
 - *twins*: of branches that can be exchanged, only one way to share out what is done is looked at.
 
 The bound is the lowest peak not yet ruled out. A step that does not fit waits; when nothing else is left, the bound
@@ -14,10 +14,11 @@ rises to the smallest need that waits, which proves that no lower peak exists.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 Use = tuple[int, int, bool, bool]
 """A storage: bytes, mask of the steps that use it, whether it is there before them, whether it stays after them."""
@@ -94,6 +95,13 @@ class Part:
             live=self.live + change,
             flipped=not self.flipped,
         )
+
+    def alive(self, done: int) -> int:
+        """Bytes alive after the steps in the mask `done`."""
+        live = self.live
+        for size, users, born, stays in self.uses:
+            live += size * (((born or users & done) and (stays or users & ~done)) != 0) - size * born
+        return live
 
     @property
     def lower(self) -> int:
@@ -249,8 +257,7 @@ class Search:
         self.open: list[int] = []
         self.blocked: list[tuple[int, int, int]] = []
         """Need, state and step of what did not fit."""
-        ready = sum(1 << step for step, before in enumerate(part.ancestors) if not before)
-        self._commit(0, part.live, ready)
+        self._commit(0, ())
 
     def _compile(self) -> None:
         """What each step adds and frees: always, or only if none of the other users is done, or all are."""
@@ -304,7 +311,8 @@ class Search:
                 done = self.open.pop()
                 used += 1
                 if done == self.full:
-                    self._finish(done)
+                    order = [self.part.names[step] for step in self._replay(self.committed + self._trace(done))]
+                    self.order = order[::-1] if self.part.flipped else order
                     self.ended = True
                 else:
                     for step in bits(self.seen[done][3]):
@@ -327,23 +335,65 @@ class Search:
         seen = self.seen
         best = min(states, key=lambda done: seen[done][2])
         if seen[best][2] <= self.live and best != self.root:
-            self.committed += self._trace(best)
-            self._commit(best, *seen[best][2:])
+            steps = self._replay(self._trace(best))
+            lowest = self._lowest(sum(1 << step for step in steps))
+            self._commit(self.root, tuple(step for step in steps if lowest >> step & 1))
             return self._next_level()
         if self.width and len(states) > self.width:
             states = sorted(states, key=lambda done: seen[done][2])[: self.width]
         self.open = states[::-1]
         return True
 
-    def _commit(self, done: int, live: int, ready: int) -> None:
-        """Forget all states but this one."""
+    def _commit(self, root: int, steps: tuple[int, ...]) -> None:
+        """Begin anew from the state that these steps lead to, and forget all others."""
         for states in (self.seen, self.levels, self.counts, self.blocked):
             states.clear()
-        self.live = -1
-        self._visit(-1, done, live, ready, ready)
+        done = root | sum(1 << step for step in steps)
+        ready = sum(1 << step for step, before in enumerate(self.ancestors) if not (before & ~done or done >> step & 1))
+        self._visit(-1, done, self.part.alive(done), ready, ready, *steps)
         ((self.root, (_, steps, self.live, ready)),) = self.seen.items()
-        self.committed.append((done, steps))
+        self.committed.append((root, steps))
         self.seen[self.root] = (-1, (), self.live, ready)
+
+    def _lowest(self, inside: int) -> int:
+        """Of the steps `inside`, which to run after the root for the fewest bytes alive; all, if nothing is lower.
+
+        This is a minimum cut: what is to be run is on the side of the source, and a storage is an edge that is cut when
+        some of its users are to be run, or were, and some are not.
+        """
+        part, root, count = self.part, self.root, len(self.part.names)
+        source, sink, endless = -1, -2, 1 << 62
+        spare: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for number, (size, users, born, stays) in enumerate(part.uses):
+            head = source if born or users & root else count + 2 * number
+            tail = sink if stays or users & ~(root | inside) else count + 2 * number + 1
+            if users & inside and (head, tail) != (source, sink):
+                spare[head][tail] += size
+                for step in bits(users & inside):
+                    spare[step][head] += endless if head != source else 0
+                    spare[tail][step] += endless if tail != sink else 0
+        for step in bits(inside):
+            for other in bits(part.above[step] & inside):
+                spare[step][other] += endless
+        while True:
+            came, border = {source: source}, [source]
+            for node in border:
+                for other, room in spare[node].items():
+                    if room > 0 and other not in came:
+                        came[other] = node
+                        border.append(other)
+            if sink not in came:
+                break
+            path = [sink]
+            while path[-1] != source:
+                path.append(came[path[-1]])
+            edges = list(pairwise(path[::-1]))
+            flow = min(spare[one][other] for one, other in edges)
+            for one, other in edges:
+                spare[one][other] -= flow
+                spare[other][one] += flow
+        lowest = sum(1 << node for node in came if 0 <= node < count)
+        return lowest if part.alive(root | lowest) < part.alive(root | inside) else inside
 
     def _step(self, done: int, step: int) -> None:
         """Run a step, or let it wait."""
@@ -374,7 +424,7 @@ class Search:
     def _visit(self, parent: int, done: int, live: int, ready: int, check: int, *steps: int) -> None:
         """Settle a state, where only the steps in `check` may fall, and note it if it is new."""
         ancestors, after = self.ancestors, self.after
-        while check and live > self.live:
+        while check:
             low = check & -check
             check ^= low
             found = self._fall(done, live, low.bit_length() - 1)
@@ -446,17 +496,13 @@ class Search:
             done = parent
         return path[::-1]
 
-    def _finish(self, done: int) -> None:
-        """Run the path again, with the twins that really take each place."""
-        real = list(range(len(self.part.names)))
-        order = []
-        for state, steps in [*self.committed, *self._trace(done)]:
-            now = state
-            for step in steps:
-                order.append(self.part.names[real[step]])
-                now |= 1 << step
+    def _replay(self, path: list[tuple[int, tuple[int, ...]]]) -> list[int]:
+        """Run a path again, with the twins that really take each place."""
+        real, order = list(range(len(self.part.names))), []
+        for state, steps in path:
+            order += [real[step] for step in steps]
             before = list(real)
-            for width, places, twins in self._canonical(now, 0)[2]:
+            for width, places, twins in self._canonical(state | sum(1 << step for step in steps), 0)[2]:
                 for place, twin in zip(places, twins, strict=True):
                     real[place : place + width] = before[places[twin] : places[twin] + width]
-        self.order = order[::-1] if self.part.flipped else order
+        return order

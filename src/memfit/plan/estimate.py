@@ -18,69 +18,15 @@ from memfit.formats.tflite import Operator, Quantization, Subgraph, TfliteModel,
 from memfit.formats.tflite.model import Buffer, OperatorCode
 from memfit.graph.model import Graph, Tensor
 from memfit.graph.optable import Role
+from memfit.memory.flash_kernels import FUSED, OPERATORS
 
 NOTE = "estimate: a network not yet converted, planned as the int8 .tflite that it would become"
 
-FUSED = frozenset({"relu", "relu6"})
-"""Activations that TFLM's kernels do along with a layer: CalculateActivationRangeQuantized, kernels/kernel_util.cc;
-convolution, pooling, add and the like take them as fused_activation_function."""
-
 _FUSES = frozenset({Role.CONV, Role.LINEAR, Role.MATMUL, Role.POOL, Role.ADD})
+"""Layers whose kernels apply an activation of FUSED along with their work."""
 
-_KINDS = {
-    "linear": "FULLY_CONNECTED",
-    "matmul": "BATCH_MATMUL",
-    "add": "ADD",
-    "sub": "SUB",
-    "rsub": "SUB",
-    "mul": "MUL",
-    "div": "DIV",
-    "max_pool2d": "MAX_POOL_2D",
-    "max_pool1d": "MAX_POOL_2D",
-    "avg_pool2d": "AVERAGE_POOL_2D",
-    "avg_pool1d": "AVERAGE_POOL_2D",
-    "mean": "MEAN",
-    "sum": "SUM",
-    "adaptive_avg_pool2d": "MEAN",
-    "adaptive_avg_pool1d": "MEAN",
-    "global_avg_pool2d": "MEAN",
-    "softmax": "SOFTMAX",
-    "log_softmax": "LOG_SOFTMAX",
-    "concat": "CONCATENATION",
-    "cat": "CONCATENATION",
-    "stack": "PACK",
-    "sigmoid": "LOGISTIC",
-    "tanh": "TANH",
-    "relu": "RELU",
-    "relu6": "RELU6",
-    "leaky_relu": "LEAKY_RELU",
-    "hardswish": "HARD_SWISH",
-    "elu": "ELU",
-    "prelu": "PRELU",
-    "abs": "ABS",
-    "exp": "EXP",
-    "log": "LOG",
-    "sqrt": "SQRT",
-    "rsqrt": "RSQRT",
-    "neg": "NEG",
-    "maximum": "MAXIMUM",
-    "minimum": "MINIMUM",
-    "constant_pad_nd": "PAD",
-    "pad": "PAD",
-    "embedding": "GATHER",
-    "cast": "CAST",
-    "clone": "RESHAPE",
-    "copy": "RESHAPE",
-    "argmax": "ARG_MAX",
-    "argmin": "ARG_MIN",
-    "amax": "REDUCE_MAX",
-    "cumsum": "CUMSUM",
-    "transpose": "TRANSPOSE",
-    "permute": "TRANSPOSE",
-    "quantize": "QUANTIZE",
-    "dequantize": "DEQUANTIZE",
-}
-"""Kind of operation → builtin operator; kinds that are spelled alike need no row."""
+_SECOND_LOOK = frozenset({"silu", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
+"""Kinds of several operators whose last one reads their input again, so that it stays alive."""
 
 _INDICES = frozenset({"MEAN", "SUM", "REDUCE_MAX", "PAD", "TRANSPOSE", "RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"})
 """Operators whose second input is a small constant of axes, pads or sizes."""
@@ -88,16 +34,11 @@ _INDICES = frozenset({"MEAN", "SUM", "REDUCE_MAX", "PAD", "TRANSPOSE", "RESIZE_N
 _INTEGERS = frozenset({"int8", "uint8", "int4", "uint4"})
 
 
-def _kind(row: Layer) -> str:
-    """Name the builtin operator that a layer becomes."""
-    if row.role is Role.CONV:
-        transposed, depthwise = "transpose" in row.type, "depthwise" in row.type
-        return "TRANSPOSE_CONV" if transposed else "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
-    if row.role is Role.LINEAR:
-        return "FULLY_CONNECTED"
-    if row.role is Role.RESIZE:
-        return "RESIZE_NEAREST_NEIGHBOR" if "nearest" in row.type else "RESIZE_BILINEAR"
-    return _KINDS.get(row.type, row.type.upper())
+def _operators(row: Layer) -> tuple[str, ...]:
+    """Name the builtin operators that a layer becomes, in order; none for what a converter leaves out."""
+    if row.role is Role.CONV and row.type not in OPERATORS:
+        return ("CONV_2D",)
+    return OPERATORS.get(row.type, (row.type.upper(),))
 
 
 def _filter_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -197,29 +138,74 @@ class _Made:
             for value in made
             if value in values.leaving or any(reader not in inside for reader in values.readers[value])
         ]
+        names = _operators(row)
+        inputs = [self._known(value) for value in read]
+        if not names:
+            self._leave_out(inputs, leave, row)
+            return
         results = [self._activation(value, row.name) for value in leave or list(made)[-1:]]
         if not results:
             return
-        kind = _kind(row)
-        inputs = [*(self._known(value) for value in read), *self._constants(row, kind)]
         activation = row.activation
         if activation is None or row.role is Role.ACTIVATION or (activation in FUSED and row.role in _FUSES):
-            self._operator(kind, inputs, results)
+            self._chain(names, row, row.type, inputs, results)
             return
-        last = self.tensors[results[0]]
-        before = self._tensor(f"{row.name}/before {activation}", last.shape, last.type)
-        self._operator(kind, inputs, (before,))
-        if activation == "silu":  # x · sigmoid(x), for want of an operator
-            gate = self._tensor(f"{row.name}/sigmoid", last.shape, last.type)
-            self._operator("LOGISTIC", (before,), (gate,))
-            self._operator("MUL", (before, gate), results)
-        else:
-            self._operator(_KINDS.get(activation, activation.upper()), (before,), results)
+        between = self._like(results[0], f"{row.name}/before {activation}")
+        self._chain(names, row, row.type, inputs, [between])
+        self._chain(OPERATORS.get(activation, (activation.upper(),)), row, activation, [between], results)
+
+    def _leave_out(self, inputs: Sequence[int], values: Sequence[int], row: Layer) -> None:
+        """Let values stand for what they are copies of, or for constants where nothing is copied."""
+        for value in values:
+            tensor = self.shown[value]
+            same = [i for i in inputs if self.tensors[i].elements == self.values.elements[value]]
+            self.of_value[value] = (
+                same[0] if same else self._constant(row.name, (self.values.elements[value],), self._type(tensor.dtype))
+            )
+
+    def _chain(
+        self, names: Sequence[str], row: Layer, kind: str, inputs: Sequence[int], results: Sequence[int]
+    ) -> None:
+        """Write operators one behind the other: the first reads the inputs, each of the others what the last made."""
+        own = list(inputs)
+        for number, name in enumerate(names):
+            last = number == len(names) - 1
+            constants = self._constants(row, name) if kind == row.type and number == 0 else self._shape_of(name, row)
+            if last:
+                made = list(results)
+            elif row.role is Role.ATTENTION:
+                made = [self._scores(row, results[0])]
+            else:
+                made = [self._like(results[0], f"{row.name}/{name.lower()}")]
+            if last and number and kind in _SECOND_LOOK:
+                own += inputs[:1]
+            elif last and number and row.role is Role.ATTENTION:  # scores times values
+                own += inputs[-1:]
+            if name == "BATCH_MATMUL" and len(own) == 1:  # both operands are parts of one tensor
+                own *= 2
+            self._operator(name, (*own, *constants), made)
+            own = made[:1]
+
+    def _like(self, other: int, name: str) -> int:
+        tensor = self.tensors[other]
+        return self._tensor(name, tensor.shape, tensor.type)
+
+    def _scores(self, row: Layer, result: int) -> int:
+        """Make the scores of attention: one for each pair of query and key."""
+        op = self.graph.ops[row.head]
+        query, key = (self.graph.tensors[i].shape for i in op.inputs[:2])
+        if len(query) < 2 or len(key) < 2:
+            return self._like(result, f"{row.name}/scores")
+        return self._tensor(f"{row.name}/scores", (*query[:-1], key[-2]), self.tensors[result].type)
+
+    def _shape_of(self, name: str, row: Layer) -> list[int]:
+        """Write the axes, sizes or paddings that an operator reads."""
+        return [self._constant(f"{row.name}/indices", (2,), "INT32")] if name in _INDICES else []
 
     def _constants(self, row: Layer, kind: str) -> list[int]:
         """Write what the operator reads besides activations: weights and bias in the layout of TensorFlow Lite."""
         if kind in _INDICES:
-            return [self._constant(f"{row.name}/indices", (2,), "INT32")]
+            return self._shape_of(kind, row)
         found = [self._parameter(i, row, kind) for i in self._parameters(row)]
         if row.role not in (Role.CONV, Role.LINEAR):
             return found

@@ -11,11 +11,11 @@ from memfit.analysis.result import Plan
 from memfit.errors import UsageError
 from memfit.formats.tflite import Operator, TfliteModel
 from memfit.graph.model import Graph
-from memfit.memory.flash import flash
+from memfit.memory.flash import flash_of_graph
 from memfit.memory.tflm.arena import Arena, arena
 from memfit.memory.tflm.builds import VERSION, Build, build_named
 from memfit.memory.tflm.head import HeadBuffer
-from memfit.plan.arena import ArenaPlan, compare, plan_arena
+from memfit.plan.arena import ArenaPlan, compare, plan_arena, planned_file
 from memfit.plan.estimate import NOTE, as_tflite
 from memfit.targets import Target, find, load
 from memfit.units import format_bytes, format_shape
@@ -113,7 +113,8 @@ def plan_network(
         plan.arena if build.name == name else arena(plan.model, name, offsets=plan.offsets, estimate=estimate)
         for name in (HOST, DEVICE)
     )
-    code = flash(model)
+    code = flash_of_graph(graph)
+    grown = 0 if plan.offsets is None or not known else len(planned_file(plan)) - len(model.data)
     names = _names(graph, model) if known else [_output_name(model, operator) for operator in model.main.operators]
     operators = _operators(plan, names)
     peak = max(operators, key=lambda row: row["live_bytes"], default=None)
@@ -124,16 +125,16 @@ def plan_network(
         "optimal": plan.optimal,
         "tail_bytes": plan.arena.tail_bytes,
         "ram_bytes": plan.arena.smallest_bytes,
-        "flash_bytes": code.total_bytes,
+        "flash_bytes": code.total_bytes + grown,
         "fits": None,
         "peak_at": peak["name"] if peak else None,
         "runtime_arena_bytes": plan.stock.head_bytes,
         "runtime_ram_bytes": plan.stock.smallest_bytes,
-        "model_bytes": code.model_bytes,
+        "model_bytes": code.model_bytes + grown,
         "code_bytes": code.code_bytes,
         "ram_limit_bytes": limits.ram,
         "flash_limit_bytes": limits.flash,
-        **_shortfall(plan.arena.smallest_bytes, code.total_bytes, limits),
+        **_shortfall(plan.arena.smallest_bytes, code.total_bytes + grown, limits),
     }
     if limits.ram is not None or limits.flash is not None:
         totals["fits"] = not (totals["ram_short_bytes"] or totals["flash_short_bytes"])
@@ -162,7 +163,7 @@ def plan_network(
         order=plan.order,
         operators=tuple(operators),
         planners=_side_by_side(plan, build, estimate) if side_by_side else (),
-        boards=_boards(device.smallest_bytes, code.total_bytes),
+        boards=_boards(device.smallest_bytes, code.total_bytes + grown),
         advice=_advice(plan, totals, limits, operators, known=known),
     )
     return NetworkPlan(result, plan, host)

@@ -11,12 +11,10 @@ from pathlib import Path
 from memfit.analysis.result import Plan
 from memfit.errors import MissingExtra, OutputError, UsageError
 from memfit.files import check_target, write_bytes
-from memfit.formats.tflite import TfliteModel
 from memfit.memory.tflm.arena import arena
-from memfit.plan.arena import ArenaPlan
+from memfit.plan.arena import planned_file
 from memfit.plan.header import header
 from memfit.plan.network import HOST, NetworkPlan
-from memfit.plan.writer import rewrite
 
 
 @dataclass(frozen=True)
@@ -104,22 +102,6 @@ def write_outputs(found: NetworkPlan, outputs: Outputs, *, progress: Callable[[s
     if written is not None and outputs.save is not None:
         write_bytes(written, outputs.save, force=outputs.force)
     return result
-
-
-def planned_file(plan: ArenaPlan) -> bytes:
-    """Give the bytes of a `.tflite` file with its plan in it.
-
-    Raises:
-        UsageError: a plan of what is no file.
-        MemfitError: a file whose tables this cannot be written into.
-    """
-    model: TfliteModel = plan.source
-    if not model.data:
-        raise UsageError("only a .tflite file can be written with a plan", where=model.source, todo="convert it first")
-    orders = None if plan.order is None else {0: plan.order}
-    if orders is None and plan.offsets is None:
-        return bytes(model.data)
-    return rewrite(model, orders=orders, offsets=plan.offsets)
 
 
 def _verified(found: NetworkPlan, written: bytes, outputs: Outputs, progress: Callable[[str], None] | None) -> Plan:
