@@ -60,8 +60,9 @@ def _row(target: Target) -> dict[str, Any]:
         "core": target.core,
         "mhz": target.mhz,
         "ram_bytes": target.ram_bytes,
-        "bank_bytes": target.bank_bytes,
-        "total_ram_bytes": target.total_ram_bytes,
+        "bank_bytes": target.bank_bytes if target.kind == "mcu" else None,
+        "total_ram_bytes": target.total_ram_bytes if target.kind == "mcu" else None,
+        "reported_bytes": target.reported_bytes,
         "flash_bytes": target.flash_bytes,
         "pointer_bits": target.pointer_bits,
         "checked": target.checked,
@@ -72,10 +73,12 @@ def _row(target: Target) -> dict[str, Any]:
 
 
 def _notes(chosen: list[Target]) -> list[str]:
-    notes = ["ram is the longest stretch of RAM without a gap: what one arena can take if nothing else is in it"]
+    notes = []
+    if any(target.kind == "mcu" for target in chosen):
+        notes.append("an mcu's ram is the longest stretch without a gap: what one arena can take if nothing else does")
+    if any(target.reported_bytes for target in chosen):
+        notes.append("a gpu's ram is the data sheet's; --budget takes what its driver reports, where that is known")
     unchecked = [target.key for target in chosen if target.checked is None]
     if unchecked:
-        notes.append(
-            f"not compared with the vendor's figures, {len(unchecked)} of {len(chosen)}: {', '.join(unchecked)}"
-        )
+        notes.append(f"not compared with any source, {len(unchecked)} of {len(chosen)}: {', '.join(unchecked)}")
     return notes

@@ -138,7 +138,7 @@ def flash_of_graph(graph: Graph, *, weight_bits: int = 8) -> Flash:
     return estimate(graph, weight_bits=weight_bits)
 
 
-def estimate(graph: Graph, *, weight_bits: int = 8, channels_last: bool = False) -> Flash:
+def estimate(graph: Graph, *, weight_bits: int = 8) -> Flash:
     """Estimate the flash of a network from its graph alone, even where its file is there.
 
     >>> from memfit.graph.model import Graph
@@ -148,7 +148,6 @@ def estimate(graph: Graph, *, weight_bits: int = 8, channels_last: bool = False)
     Args:
         graph: the network.
         weight_bits: bits of a weight in the file.
-        channels_last: True where convolutions have their channels last, as in a graph read from a `.tflite` file.
 
     Raises:
         UsageError: `weight_bits` is not from 1 to 32.
@@ -157,6 +156,7 @@ def estimate(graph: Graph, *, weight_bits: int = 8, channels_last: bool = False)
         raise UsageError(
             "a weight has from 1 to 32 bits", where="weight_bits", received=str(weight_bits), todo="use 8 for int8"
         )
+    channels_last = graph.environment.get("format") == "tflite"
     weights = biases = tensors = scales = 0
     names: list[str] = []
     for row in layers(graph):
@@ -220,7 +220,7 @@ def _operators(row: Layer, table: Mapping[str, tuple[str, ...]] = OPERATORS) -> 
 
 
 def _channels(row: Layer, channels_last: bool) -> int:
-    """Count a layer's output channels, each of which has a bias."""
+    """Count a layer's output channels, each of which has a bias; PyTorch and ONNX have a convolution's second."""
     shape = row.output_shape
     if not shape:
         return 0

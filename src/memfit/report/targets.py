@@ -26,6 +26,7 @@ COLUMNS = {
     "ram_bytes": Column("ram", columns.column("ram_bytes").cell, 98),
     "bank_bytes": Column("largest bank", columns.column("bank_bytes").cell, 25),
     "total_ram_bytes": Column("all banks", columns.column("total_ram_bytes").cell, 26),
+    "reported_bytes": Column("reported", columns.column("reported_bytes").cell, 27),
     "flash_bytes": Column("flash", columns.column("flash_bytes").cell, 90),
     "pointer_bits": Column("pointer bits", format_count, 5),
     "checked": Column("checked", str, 15, right=False),
