@@ -115,6 +115,9 @@ class Model:
             context: tokens of each of its sequences, the new one included; see `Generation`.
         """
         loaded = self.loaded
+        if loaded.read_with is not None:
+            _refuse_options(loaded, training=training, phase=phase, context=context)
+            return loaded.read_with(inputs, batch, estimate)
         if loaded.model is None:
             _refuse_options(loaded, inputs=inputs, batch=batch, training=training, phase=phase, context=context)
             if loaded.read is not None:
@@ -258,7 +261,8 @@ def _refuse_options(loaded: LoadedSource, **options: Any) -> None:
         raise UsageError(
             "a saved graph has the inputs and the pass that it was captured with"
             if loaded.graph is not None
-            else "this file holds a network for inference, with the inputs that it was converted for",
+            else "this file holds a network for inference"
+            + ("" if loaded.read_with is not None else ", with the inputs that it was converted for"),
             where=loaded.name,
             received=", ".join(f"--{name.removesuffix('s') if name == 'inputs' else name}" for name in given),
             todo=f"leave them out, or {'capture' if loaded.graph is not None else 'convert'} the model again with them",

@@ -39,7 +39,7 @@ ITEMSIZE: dict[str, int] = {
 }
 """Bytes of one element, by dtype name as PyTorch and NumPy spell it."""
 
-ITEMBITS: dict[str, int] = {"int4": 4, "uint4": 4, "int2": 2}
+ITEMBITS: dict[str, int] = {"int4": 4, "uint4": 4, "float4_e2m1": 4, "int2": 2, "uint2": 2}
 """Bits of one element of the types that share bytes."""
 
 BEFORE = -1

@@ -15,8 +15,8 @@ from memfit.errors import MissingExtra, SourceError, UsageError
 Loader = Callable[[str, Mapping[str, Any] | None, str | None], LoadedSource]
 
 _KINDS = (
-    "use torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, FILE.pt2, FILE.tflite or a saved "
-    "FILE.memfit.json"
+    "use torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, FILE.pt2, FILE.tflite, FILE.onnx or a "
+    "saved FILE.memfit.json"
 )
 
 
@@ -29,8 +29,8 @@ def load(
     (InputSpec(shape=(1, 3, 224, 224), dtype='float32', name='input'),)
 
     Args:
-        source: `torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, `FILE.pt2`, `FILE.tflite` or
-            `FILE.memfit.json`.
+        source: `torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, `FILE.pt2`, `FILE.tflite`,
+            `FILE.onnx` or `FILE.memfit.json`.
         args: the constructor's arguments; text is read as a Python literal where it is one.
         dtype: of weights and floating-point inputs, such as `bf16`; None keeps the model's own.
         real: build the model truly, with weights as its constructor initialises them.
@@ -155,9 +155,13 @@ def _tflite(source: str, args: Mapping[str, Any] | None, dtype: str | None) -> L
     return load_tflite(source)
 
 
-def _unread(source: str, _args: Mapping[str, Any] | None, _dtype: str | None) -> LoadedSource:
+def _onnx(source: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
     _existing(source)
-    raise SourceError("memfit does not read this format yet", where=source, todo=_KINDS)
+    _no_options(source, args, dtype if dtype != "int8" else None)
+    _require("onnx", "onnx")
+    from memfit.capture.sources.onnx import load_onnx
+
+    return load_onnx(source)
 
 
 def _existing(source: str) -> None:
@@ -184,5 +188,5 @@ _SUFFIXES: dict[str, Loader] = {
     ".pt2": _exported,
     ".py": _bare_file,
     ".tflite": _tflite,
-    ".onnx": _unread,
+    ".onnx": _onnx,
 }

@@ -51,6 +51,8 @@ class LoadedSource:
     graph: Graph | None = None
     read: Callable[[bool], Graph] | None = None
     """Makes the graph of another tool's file; True lets operations pass that no table has."""
+    read_with: Callable[[Any, int | None, bool], Graph] | None = None
+    """The same for a file whose inputs may have other shapes: inputs and batch, then as for `read`."""
     specs: tuple[InputSpec, ...] = ()
     """The inputs that the model takes by its own configuration; empty where it states none."""
     arrange: Callable[[Mapping[str, Any]], Arguments] = positional
