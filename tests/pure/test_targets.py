@@ -147,3 +147,16 @@ def test_the_list_needs_neither_numpy_nor_torch_nor_time() -> None:
         walls.append(time.perf_counter() - start)
         assert done.stdout.splitlines()[-1] == "loaded:"
     assert min(walls) < 0.6  # 0.1 on an idle machine
+
+
+def test_the_documentation_counts_right() -> None:
+    root = Path(__file__).parents[2]
+    rows = load().values()
+    mcus, gpus, checked = (
+        sum(t.kind == "mcu" for t in rows), sum(t.kind == "gpu" for t in rows), sum(t.checked is not None for t in rows)
+    )  # fmt: skip
+    text = " ".join((root / "docs/targets.md").read_text().split())
+    assert f"the {len(KEYS)} boards, chips and GPUs" in text
+    assert f"{mcus} microcontrollers, {gpus} GPUs" in text
+    assert f"{checked} of {len(KEYS)} rows" in text
+    assert f"lists {len(KEYS)} boards and GPUs" in " ".join((root / "README.md").read_text().split())
