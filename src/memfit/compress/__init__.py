@@ -1,0 +1,1 @@
+"""Compression under a memory constraint: calibrated ranges, sensitivity, precision, pruning."""
