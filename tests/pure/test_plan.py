@@ -287,6 +287,7 @@ def test_nothing_is_overwritten_without_force(cnn: Path, tmp_path: Path, capsys:
 def test_bad_input_gets_one_clear_message(
     arguments: list[str],
     says: str,
+    *,
     cnn: Path,
     problem: Path,
     tmp_path: Path,

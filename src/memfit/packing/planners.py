@@ -25,6 +25,9 @@ NODES = 150_000
 NODES_TO_FIT = 1_000_000
 """The same for a search that only has to fit a capacity."""
 
+UNLIMITED = 1 << 62
+"""Where the time is limited instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Planner:
@@ -113,7 +116,8 @@ def pack(
             within it; where none is found, the best one found comes back, and `fits` is False.
         time_limit: seconds after which the exact search stops with the best found. Without it, the same problem gives
             the same packing on every run.
-        nodes: how many placements the exact search may try; None for `NODES`, or `NODES_TO_FIT` with a capacity.
+        nodes: how many placements the exact search may try; None for `NODES`, or `NODES_TO_FIT` with a capacity, or as
+            many as the time allows where that is limited.
         use_numba: None compiles a search when it has become long and numba is installed; True at once; False never.
         progress: called with nodes, lower bound and best height in bytes, now and then.
 
@@ -125,7 +129,7 @@ def pack(
     capacity = problem.capacity if capacity is None else capacity
     _check_fixed(problem)
     if nodes is None:
-        nodes = NODES if capacity is None else NODES_TO_FIT
+        nodes = UNLIMITED if time_limit is not None else NODES if capacity is None else NODES_TO_FIT
     budget = Budget(nodes, None if time_limit is None else time.monotonic() + time_limit, use_numba)
     if chosen.place is None:
         placed, bound = exact(problem.blocks, capacity, budget, progress)

@@ -48,6 +48,8 @@ class Column(NamedTuple):
 
 COLUMNS: dict[str, Column] = {
     "name": Column("name", _text, 100, right=False),
+    "made_by": Column("made by", _text, 90, right=False),
+    "tensor": Column("tensor", _text, 40, right=False),
     "type": Column("type", _text, 80, right=False),
     "class": Column("class", _text, 70, right=False),
     "phase": Column("phase", _text, 68, right=False),

@@ -258,8 +258,6 @@ png.CHARTS["plan"] = arena
 columns.MAIN_COLUMNS["plan"] = "nbytes"
 columns.COLUMNS.update(
     {
-        "tensor": Column("tensor", str, 75, right=False),
-        "made_by": Column("made by", str, 90, right=False),
         "offset": Column("offset", format_count, 92),
         "nbytes": Column("bytes", format_bytes, 95),
         "first_op": Column("from", format_count, 80),
