@@ -183,10 +183,10 @@ def search(
     return Order(
         order=tuple(first[at] for at in solver.order),
         peak=solver.peak,
-        lower_bound=min(solver.bound, solver.peak),
+        lower_bound=solver.bound,
         choices=solver.choices,
         nodes=solver.budget.used,
-        notes=tuple(solver.notes),
+        notes=tuple(solver.notes) if solver.peak > solver.bound else (),
     )
 
 
