@@ -1,0 +1,71 @@
+"""AVERAGE_POOL_2D and MAX_POOL_2D; sources: integer_ops/pooling.h and reference/pooling.h of tflite-micro."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memfit.kernels.activation import activation_range, float_range
+from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region
+from memfit.kernels.window import Axis, Window, window
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Parameters of a pooling operator."""
+
+    window: Window
+    average: bool
+    low: float
+    high: float
+
+
+def _parameters(node: Node) -> Pooling:
+    image = node.input(0)
+    node.need(image.type in ("INT8", "INT16", "FLOAT32"), "no kernel for this type", image.type)
+    low, high = float_range(node) if image.type == "FLOAT32" else activation_range(node, node.output())
+    kernel = (node.option("filter_height"), node.option("filter_width"))
+    return Pooling(window(node, image.shape, kernel), node.operator.name == "AVERAGE_POOL_2D", float(low), float(high))
+
+
+def _needs(parameters: Pooling, region: Region) -> Held:
+    return (parameters.window.needed(region),)
+
+
+def _counts(axis: Axis, start: int, end: int) -> Array:
+    """Count the taps inside the input for each output in one direction."""
+    begins = axis.span(start, end)[0] + axis.stride * np.arange(end - start)
+    return np.minimum(begins + axis.size, axis.length) - np.maximum(begins, 0)
+
+
+def _part(parameters: Pooling, inputs: Inputs, held: Held, outputs: Outputs, region: Region) -> None:
+    image, place, output = inputs[0], held[0], outputs[0]
+    assert image is not None  # Node.input saw it
+    assert place is not None
+    rows, columns = parameters.window
+    lowest = np.finfo(np.float32).min if image.dtype.kind == "f" else np.iinfo(image.dtype).min
+    fill = 0.0 if parameters.average else float(lowest)
+    taps = parameters.window.taps(parameters.window.padded(image, place, region, fill), region)
+    if not parameters.average:
+        made = taps[:, :, :, 0, 0].copy()
+        for y in range(rows.size):
+            for x in range(columns.size):
+                np.maximum(made, taps[:, :, :, y, x], out=made)
+        output[...] = np.clip(made, parameters.low, parameters.high)
+        return
+    down, across = _counts(rows, region.top, region.bottom), _counts(columns, region.left, region.right)
+    count = (down[:, None] * across[None, :])[None, :, :, None]
+    total = np.zeros(taps[:, :, :, 0, 0].shape, np.float32 if image.dtype.kind == "f" else np.int64)
+    for y in range(rows.size):  # in C++'s order, for the sake of floats
+        for x in range(columns.size):
+            total += taps[:, :, :, y, x]
+    if image.dtype.kind == "f":
+        mean = total / count.astype(np.float32)
+    else:  # halves away from zero; C++ divides towards zero
+        mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    output[...] = np.clip(mean, parameters.low, parameters.high)
+
+
+POOLING = Kernel(_parameters, needs=_needs, part=_part)
+"""AVERAGE_POOL_2D and MAX_POOL_2D: 8-bit, 16-bit, float."""

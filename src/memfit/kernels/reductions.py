@@ -1,0 +1,77 @@
+"""MEAN, SUM, REDUCE_MAX, REDUCE_MIN, ARG_MAX, ARG_MIN and CUMSUM.
+
+Sources in tflite-micro: kernels/internal/reference/reduce.h, micro/kernels/reduce_common.cc, arg_min_max.h, cumsum.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memfit.kernels.activation import LIMITS
+from memfit.kernels.fixed_point import quantize_multiplier, scale
+from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, scale_of, zero_of
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Parameters of a reduction."""
+
+    axes: tuple[int, ...]
+    count: int
+    """Elements that come to one."""
+    operator: str
+    input_zero: int
+    multiplier: int
+    shift: int
+    zero: int
+    keep: bool
+
+
+def _parameters(node: Node) -> Reduction:
+    image, output = node.input(0), node.output()
+    node.need(image.type in ("INT8", "INT16", "FLOAT32", "INT32", "BOOL"), "no kernel for this type", image.type)
+    rank = len(image.shape)
+    axes = tuple(sorted({axis % rank for axis in node.numbers(1)})) if rank else ()
+    count = int(np.prod([image.shape[axis] for axis in axes], dtype=np.int64))
+    multiplier, shift = 0, 0
+    if image.type in ("INT8", "INT16"):
+        multiplier, shift = quantize_multiplier(scale_of(image) / scale_of(output))
+        if node.operator.name == "MEAN":
+            # The division by the count goes into the multiplier, as QuantizedMeanOrSum does it.
+            moved = min(count.bit_length() - 1, 32, 31 + shift)
+            multiplier, shift = (multiplier << moved) // count, shift - moved
+    return Reduction(axes, count, node.operator.name, zero_of(image), multiplier, shift, zero_of(output),
+                     bool(node.option("keep_dims")))  # fmt: skip
+
+
+def _sum_of_floats(x: Array, axes: tuple[int, ...]) -> Array:
+    """Add one after the other in the order of memory, as C++ does: numpy's own sums pair them up."""
+    kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    rows = x.transpose(axes + kept).reshape(-1, *(x.shape[axis] for axis in kept))
+    total = np.zeros(rows.shape[1:], np.float32)
+    for row in rows:
+        total += row
+    return total
+
+
+def _whole(parameters: Reduction, inputs: Inputs, outputs: Outputs) -> None:
+    x, output = inputs[0], outputs[0]
+    assert x is not None  # Node.input saw it
+    if parameters.operator == "REDUCE_MAX":
+        output[...] = x.max(axis=parameters.axes).reshape(output.shape)
+    elif parameters.operator == "REDUCE_MIN":
+        output[...] = x.min(axis=parameters.axes).reshape(output.shape)
+    elif x.dtype.kind == "f":
+        total = _sum_of_floats(x, parameters.axes)
+        mean = total / np.float32(parameters.count) if parameters.operator == "MEAN" else total
+        output[...] = mean.reshape(output.shape)
+    else:
+        total = x.sum(axis=parameters.axes, dtype=np.int64)
+        made = scale(total - parameters.input_zero * parameters.count, parameters.multiplier, parameters.shift)
+        low, high = LIMITS["INT8" if x.dtype.itemsize == 1 else "INT16"]
+        output[...] = np.clip(made + parameters.zero, low, high).reshape(output.shape)
+
+
+REDUCTION = Kernel(_parameters, _whole)
