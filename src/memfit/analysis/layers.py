@@ -47,6 +47,8 @@ class Layer(NamedTuple):
     """Tensor ids of the parameters that this row is the first to use."""
     weight_parameters: tuple[int, ...]
     """Those that `weights` counts."""
+    result: int = NONE
+    """Tensor id of the folded layer's output; -1 for parameters that no operation reads."""
 
 
 class _Row:
@@ -169,6 +171,10 @@ class _Build:
             if tensor.elements == row.elements and (row.last == row.head or self.naming.is_leaf(row.scope)):
                 row.shape, row.last = tensor.shape, op.index
         self._place(row, op)
+
+    def _result(self, row: _Row) -> int:
+        """Find the tensor that a row gives on: what its last operation made, or viewed."""
+        return self.values.result[self._position(row.last)]
 
     def _place(self, row: _Row | None, op: Op) -> None:
         """Give an operation that makes nothing to a row, or to the next one where that row is only an input."""
@@ -369,6 +375,7 @@ class _Build:
                     ops=tuple(sorted(row.ops)),
                     parameters=tuple(row.parameters),
                     weight_parameters=tuple(row.weights),
+                    result=graph.inputs[position] if op is None else self._result(row),
                 )
             )
         unused = [t for held in self.parameter_ids.values() for t in held if t.id not in self.owned]

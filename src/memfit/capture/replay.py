@@ -44,14 +44,14 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
     values: dict[_Geometry, Tensor] = {}
     for tid, tensor in zip(graph.inputs, inputs, strict=True):
         values[_geometry(graph.tensors[tid])] = _checked(graph.tensors[tid], tensor)
-    named = _named_tensors(state)
+    named = named_tensors(state)
     written = {graph.tensors[t].storage for op in graph.ops for t in op.outputs}
     for value in graph.tensors:
         storage = graph.storages[value.storage]
         if value.version or storage.birth != BEFORE or storage.kind is StorageKind.INPUT:
             continue
         if value.id in graph.constants:
-            values[_geometry(value)] = _constant(graph, value)
+            values[_geometry(value)] = constant_of(graph, value)
         elif value.name is not None:
             if value.name not in named:
                 raise CaptureError("the state lacks a tensor of the graph", where=value.name)
@@ -61,7 +61,7 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
     with torch.no_grad():
         for op in graph.ops:
             if op.target == "aten.lift_fresh.default":
-                outputs: list[Tensor] = [_constant(graph, graph.tensors[op.outputs[0]])]
+                outputs: list[Tensor] = [constant_of(graph, graph.tensors[op.outputs[0]])]
             else:
                 args = _decode(op.args, graph, values)
                 kwargs = {k: _decode(v, graph, values) for k, v in op.kwargs.items()}
@@ -119,7 +119,8 @@ def _decode(value: Any, graph: Graph, values: dict[_Geometry, Tensor]) -> Any:
     return value
 
 
-def _constant(graph: Graph, value: Value) -> Tensor:
+def constant_of(graph: Graph, value: Value) -> Tensor:
+    """Make the small tensor that a graph keeps the bytes of."""
     raw = bytearray(base64.b64decode(graph.constants[value.id]))
     return torch.frombuffer(raw, dtype=getattr(torch, value.dtype)).clone().reshape(value.shape)
 
@@ -136,7 +137,8 @@ def _checked(value: Value, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _named_tensors(state: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_tensors(state: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """List a module's parameters, buffers and tensors held as plain attributes by name; a tied one by all its names."""
     if not isinstance(state, nn.Module):
         return dict(state)
     named: dict[str, Tensor] = {}
