@@ -298,10 +298,10 @@ class Search:
                 self.near[other] |= 1 << head
 
     def run(self, nodes: int, stop: int, bound: int) -> int:
-        """Look at about so many states; returns how many it was.
+        """Try about so many steps from the states that are open; returns how many it was.
 
         Args:
-            nodes: states to look at.
+            nodes: steps to try.
             stop: the search ends once the bound reaches it.
             bound: lower peaks are ruled out already; heeded when the bound rises next.
         """
@@ -309,7 +309,7 @@ class Search:
         while used < nodes and not self.ended:
             if self.open or self._next_level():
                 done = self.open.pop()
-                used += 1
+                used += 1  # a state may have no step left to try
                 if done == self.full:
                     order = [self.part.names[step] for step in self._replay(self.committed + self._trace(done))]
                     self.order = order[::-1] if self.part.flipped else order
@@ -317,6 +317,7 @@ class Search:
                 else:
                     for step in bits(self.seen[done][3]):
                         self._step(done, step)
+                        used += 1
             elif self.blocked:
                 self.passed, self.bound = self.bound, max(bound, self.blocked[0][0])
                 self.ended = self.bound >= stop

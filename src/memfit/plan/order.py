@@ -18,11 +18,11 @@ from itertools import pairwise
 from memfit.errors import MemfitError
 from memfit.plan.downsets import Part, Search, bits
 
-NODES = 20_000
-"""States that `search` looks at when it is not told how many: up to two seconds for hundreds of tangled steps."""
+NODES = 200_000
+"""Steps that `search` tries, from all states, when it is not told how many: up to some seconds for hundreds of them."""
 
 Progress = Callable[[int, int, int], None]
-"""Called now and then with the states searched, the lower bound and the best peak (bytes)."""
+"""Called now and then with the steps tried, the lower bound and the best peak (bytes)."""
 
 
 class OrderError(MemfitError):
@@ -164,7 +164,7 @@ def search(
         kept: storages alive after the last step (its outputs).
         initial: the order to start from; None for the order of the list. It comes back as it is unless a lower peak is
             found, and what need not change keeps its place.
-        nodes: how many states the search may look at.
+        nodes: how many steps the search may try.
         time_limit: seconds after which it stops with the best found. Without it, the same problem gives the same order
             on every run.
         progress: called now and then.
@@ -365,14 +365,14 @@ class _Budget:
     def stopped(self) -> str | None:
         """Say what is used up, if anything."""
         if self.used >= self.nodes:
-            return f"the budget of {self.nodes:,} states"
+            return f"the budget of {self.nodes:,} steps tried"
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "the time limit"
         return None
 
 
-SLICE = 500
-"""States between two looks at the clock, and between the two directions of the exact search."""
+SLICE = 2500
+"""Steps tried between two looks at the clock, and between the two directions of the exact search."""
 NARROW, WIDEST = 8, 4096
 """States that a beam keeps of each number of executed steps, at first and at most."""
 ROUNDS = 6
@@ -444,7 +444,7 @@ class _Solver:
             high = self._beams(part, first, last, lower, width, limit=limit)
             high = self._windows(first, last, lower, limit)
         if high > lower:
-            reason = self.budget.stopped() or f"its share of {limit - begun:,} states"
+            reason = self.budget.stopped() or f"its share of {limit - begun:,} steps tried"
             self.notes.append(f"the {last - first} steps from place {first} on were not searched to the end: {reason}")
         return lower if lower > floor else part.lower
 
