@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, MEBIBYTES = 2.0, 500
 FAULTS = ("crash", "hang", "memory", "wrong")
+Marks = tuple[list[int], list[tuple[int, int]]]
+"""Where a file has numbers, and texts."""
 
 
 class Reader(NamedTuple):
@@ -41,6 +43,8 @@ class Reader(NamedTuple):
     """Of a healthy file: bytes at which its reader finds numbers, and texts as (offset, bytes)."""
     read: Callable[[bytes], None]
     """Read, use, print; raises `Wrong` where the result is not what stands in the file."""
+    ways: Callable[[], tuple[Callable[..., None], ...]] = tuple
+    """Damage that only this format has."""
 
 
 class Wrong(Exception):
@@ -147,7 +151,46 @@ def use(result: Any) -> None:
             raise Wrong(f"a control character in {name}")
 
 
-READERS: dict[str, Reader] = {".tflite": Reader(tflite_seeds, tflite_landmarks, tflite_read)}
+# -- .onnx --------------------------------------------------------------------------------------------------------
+
+
+def onnx_seeds() -> dict[str, bytes]:
+    import onnx_damage
+
+    return onnx_damage.seeds()
+
+
+def onnx_landmarks(data: bytes) -> Marks:
+    import onnx_damage
+
+    return onnx_damage.landmarks(data)
+
+
+def onnx_ways() -> tuple[Callable[..., None], ...]:
+    import onnx_damage
+
+    return onnx_damage.WAYS
+
+
+def onnx_read(data: bytes) -> None:
+    import onnx_damage
+
+    from memfit.capture.sources.onnx import to_graph
+    from memfit.formats.onnx import parse_model
+    from memfit.memory.profile import profile_graph
+
+    model = parse_model(data, "damaged.onnx")
+    graph = to_graph(model)
+    if not onnx_damage.same_network(data, model):
+        raise Wrong("the onnx package sees another network")
+    use(profile_graph(graph, memory="ideal"))
+    use(profile_graph(graph, memory="mcunet", per="block"))
+
+
+READERS: dict[str, Reader] = {
+    ".tflite": Reader(tflite_seeds, tflite_landmarks, tflite_read),
+    ".onnx": Reader(onnx_seeds, onnx_landmarks, onnx_read, onnx_ways),
+}
 """Suffix → reader; each gets a share of the cases."""
 
 
@@ -158,10 +201,6 @@ _TEXTS = (
     b"\x1b[31m", b"\x1b]0;title\x07", b"[/bold][red]", b"<script>alert(1)</script>", b"| a | b |", b"\xff\xfe\xc0",
     b"\xe2\x80\xae", b"\x00", b"\n\r\t", b"`*_#", b"%s%n{0}", b"../../etc", b"\xed\xa0\x80", b"=1+1", b"'\";",
 )  # fmt: skip
-
-
-Marks = tuple[list[int], list[tuple[int, int]]]
-"""Where a file has numbers, and texts."""
 
 
 def bits(data: bytearray, drawn: random.Random, _marks: Marks) -> None:
@@ -244,6 +283,7 @@ class Damage:
         self.seeds = reader.seeds()
         self.names = sorted(self.seeds)
         self.landmarks = reader.landmarks
+        self.ways = (*WAYS, *reader.ways())
         self.known: dict[str, Marks] = {}
 
     def marks(self, name: str) -> Marks:
@@ -257,7 +297,7 @@ class Damage:
         drawn = random.Random(case)
         name = drawn.choice(self.names)
         data = bytearray(self.seeds[name])
-        way = drawn.choice(WAYS)
+        way = drawn.choice(self.ways)
         for _ in range(drawn.choice((1, 1, 1, 2, 4))):
             if len(data) > 16:
                 way(data, drawn, self.marks(name))

@@ -128,7 +128,7 @@ def main() -> None:
     versions = f"OR-tools {importlib.metadata.version('ortools')}, Python {platform.python_version()}"
     print(f"{date.today()}, memfit {importlib.metadata.version('memfit')}, {versions}, {os.cpu_count()} cores\n")
     print(
-        "| network | steps | choices | as listed | greedy | restarts | CP-SAT | memfit | at least | states | seconds |"
+        "| network | steps | choices | as listed | greedy | restarts | CP-SAT | memfit | at least | tried | seconds |"
     )
     print("|---" * 11 + "|")
     for name, make in (INSTANCES | HARD).items():

@@ -35,8 +35,11 @@ RANK = 32
 ELEMENTS = 1 << 40
 """Elements of a tensor; 1 TiB of int8."""
 
-NODES = 60_000
-"""Nodes that one file may hold, those of functions and of control flow included."""
+NODES = 30_000
+"""Nodes that one file may hold, those of functions and of control flow included.
+
+Keeps the slowest file under 2 s; large language models have 5,000.
+"""
 
 VALUES = 1_500_000
 """Names, dimensions and numbers that one file may make the reader look at. Keeps the slowest file under 2 s."""
@@ -394,7 +397,7 @@ class _Reader:
         return SourceError(
             f"this .onnx file is damaged: {what}",
             where=f"{self.source}: {where}",
-            received=received,
+            received=received or "empty text",
             todo="convert the model again, or copy the file again",
         )
 

@@ -23,6 +23,9 @@ REMOVED = "memfit.removed_bytes"
 DEPTH = 60
 """Levels of messages; protobuf's own parsers stop at 100."""
 
+FIELDS = 500_000
+"""Fields that are walked over; networks of thousands of nodes have some ten thousand."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 _INNER: dict[str, dict[int, str]] = {
@@ -52,53 +55,62 @@ def without_weights(data: Any, source: str) -> bytes:
     Raises:
         SourceError: a length that reaches past the end of what holds it, or a field that cannot be.
     """
-    return bytes(_copy(data, 0, len(data), "model", source, 0))
+    return bytes(_Copy(data, source).message(0, len(data), "model", 0))
 
 
-def _copy(  # noqa: PLR0917  (calls itself for every message)
-    data: Any, at: int, end: int, message: str, source: str, depth: int
-) -> bytearray:
-    """Copy one message, field by field."""
-    if depth > DEPTH:
-        raise _damaged(source, at, f"messages inside each other more than {DEPTH} deep")
-    kept = bytearray()
-    inner = _INNER[message]
-    removed = 0
-    while at < end:
-        start = at
-        tag, at = _varint(data, at, end, source)
-        field, wire = tag >> 3, tag & 7
-        if not field:
-            raise _damaged(source, start, "a field without a number")
-        if wire == _VARINT:
-            _, at = _varint(data, at, end, source)
-        elif wire == _FIXED64:
-            at += 8
-        elif wire == _FIXED32:
-            at += 4
-        elif wire == _BYTES:
-            length, at = _varint(data, at, end, source)
-            body, at = at, at + length
+class _Copy:
+    """One walk over a file."""
+
+    def __init__(self, data: Any, source: str) -> None:
+        self.data, self.source = data, source
+        self.fields = 0
+
+    def message(self, at: int, end: int, message: str, depth: int) -> bytearray:
+        """Copy one message, field by field."""
+        data, source = self.data, self.source
+        if depth > DEPTH:
+            raise _damaged(source, at, f"messages inside each other more than {DEPTH} deep")
+        kept = bytearray()
+        inner = _INNER[message]
+        removed = 0
+        while at < end:
+            start = at
+            self.fields += 1
+            if self.fields > FIELDS:
+                raise _damaged(source, at, f"more than {FIELDS:,} fields")
+            tag, at = _varint(data, at, end, source)
+            field, wire = tag >> 3, tag & 7
+            if not field:
+                raise _damaged(source, start, "a field without a number")
+            if wire == _VARINT:
+                _, at = _varint(data, at, end, source)
+            elif wire == _FIXED64:
+                at += 8
+            elif wire == _FIXED32:
+                at += 4
+            elif wire == _BYTES:
+                length, at = _varint(data, at, end, source)
+                body, at = at, at + length
+                if at > end:
+                    raise _damaged(source, start, f"{length:,} bytes where {max(0, end - body):,} are left")
+                if length > KEPT_BYTES:
+                    if message == "tensor" and field in _PAYLOADS:
+                        removed += length
+                        continue
+                    if field in inner:
+                        copied = self.message(body, at, inner[field], depth + 1)
+                        kept += _encoded(tag) + _encoded(len(copied)) + copied
+                        continue
+            else:
+                raise _damaged(source, start, f"wire type {wire}")
             if at > end:
-                raise _damaged(source, start, f"{length:,} bytes where {max(0, end - body):,} are left")
-            if length > KEPT_BYTES:
-                if message == "tensor" and field in _PAYLOADS:
-                    removed += length
-                    continue
-                if field in inner:
-                    copied = _copy(data, body, at, inner[field], source, depth + 1)
-                    kept += _encoded(tag) + _encoded(len(copied)) + copied
-                    continue
-        else:
-            raise _damaged(source, start, f"wire type {wire}")
-        if at > end:
-            raise _damaged(source, start, f"a number of which {at - end} bytes are missing")
-        kept += data[start:at]
-    if removed:
-        key, value = REMOVED.encode(), str(removed).encode()
-        entry = b"\x0a" + _encoded(len(key)) + key + b"\x12" + _encoded(len(value)) + value
-        kept += _encoded(_EXTERNAL_DATA << 3 | _BYTES) + _encoded(len(entry)) + entry
-    return kept
+                raise _damaged(source, start, f"a number of which {at - end} bytes are missing")
+            kept += data[start:at]
+        if removed:
+            key, value = REMOVED.encode(), str(removed).encode()
+            entry = b"\x0a" + _encoded(len(key)) + key + b"\x12" + _encoded(len(value)) + value
+            kept += _encoded(_EXTERNAL_DATA << 3 | _BYTES) + _encoded(len(entry)) + entry
+        return kept
 
 
 def _varint(data: Any, at: int, end: int, source: str) -> tuple[int, int]:

@@ -26,7 +26,7 @@ class Unresolved(Exception):
 class Value:
     """What a name of the file stands for."""
 
-    __slots__ = ("base", "constant", "data", "dtype", "name", "shape", "stored", "tensor")
+    __slots__ = ("base", "constant", "data", "dtype", "name", "prepared", "shape", "stored", "tensor", "weighty")
 
     def __init__(
         self,
@@ -36,6 +36,8 @@ class Value:
         *,
         data: Any = None,
         constant: bool = False,
+        prepared: bool = False,
+        weighty: bool = False,
         tensor: OnnxTensor | None = None,
         base: Value | None = None,
         stored: str | None = None,
@@ -44,7 +46,11 @@ class Value:
         self.data = data
         """Its numbers where they are known and few: shapes, axes, sizes."""
         self.constant = constant
-        """True for what exists before the network runs: constants, and what is computed from them alone."""
+        """True for what exists before the network runs."""
+        self.prepared = prepared or constant
+        """True for what is computed from constants alone, if only in the run: a weight that is scaled first."""
+        self.weighty = weighty
+        """True for weights and what is made of them."""
         self.tensor = tensor
         """The file's own constant."""
         self.base = base
@@ -59,9 +65,11 @@ class Value:
 
     @property
     def root(self) -> Value:
-        """The value that owns the bytes."""
+        """The value that owns the bytes; the way there is cut short for the next time."""
         value = self
         while value.base is not None:
+            if value.base.base is not None:
+                value.base = value.base.base
             value = value.base
         return value
 
@@ -104,8 +112,8 @@ class Call:
         return self.value(position).dtype
 
     def is_constant(self, position: int) -> bool:
-        """True where an input exists before the network runs."""
-        return self.has(position) and self.value(position).constant
+        """True where an input is a constant, or is made of constants alone."""
+        return self.has(position) and self.value(position).prepared
 
     def known(self, position: int, what: str = "size") -> list[int]:
         """Give the whole numbers of an input that says how.
@@ -153,7 +161,7 @@ class Call:
     def integers(self, name: str, default: Sequence[int] | None = None, count: int | None = None) -> list[int]:
         """Give a list of whole numbers among the attributes, of that length."""
         found = self.attributes.get(name, default)
-        if not isinstance(found, tuple | list) or not all(isinstance(v, int) for v in found):
+        if not isinstance(found, tuple | list | range) or not all(isinstance(v, int) for v in found):
             raise self.wrong(f"attribute {name} should be a list of whole numbers", _kind(found))
         if count is not None and len(found) != count:
             raise self.wrong(f"attribute {name} should hold {count} numbers", f"{len(found)} numbers")

@@ -22,9 +22,6 @@ from memfit.formats.onnx.reader import show
 from memfit.graph.model import BEFORE, Graph, Op, Ref, Storage, StorageKind, Tensor, packed_bytes
 from memfit.graph.verify import verify
 
-_SETTINGS = ("int64", "int32", "bool")
-"""Types of constants that say how rather than what, where no weight is among them."""
-
 
 def to_graph(model: OnnxModel, inputs: Any = None, *, batch: int | None = None, estimate: bool = False) -> Graph:
     """Turn a model into a graph, and verify it.
@@ -69,9 +66,7 @@ class _Build:
         steps = self._alive(self.walk.steps)
         steps, count = fold_quantization(steps, self.outputs)
         if count:
-            self.notes[f"{count} operators between DequantizeLinear and QuantizeLinear count as integer operators"] = (
-                None
-            )
+            self.notes[f"operators between DequantizeLinear and QuantizeLinear count as integer ones: {count}"] = None
         self.count = len(steps)
         self._look_ahead(steps)
         for value in self.inputs:
@@ -116,17 +111,16 @@ class _Build:
                 for value in step.inputs:
                     if value is not None:
                         self._want(value, wanted)
-        gone = len(steps) - len(kept)
+        left = set(steps).difference(kept)
+        gone = sum(not step.entry.view and step.node.op_type not in ("Loop", "Scan") for step in left)
         if gone:
-            self.notes[f"{gone} operators whose results nothing reads are left out"] = None
+            self.notes[f"operators whose results nothing reads are left out: {gone}"] = None
         return kept[::-1]
 
     def _want(self, value: Value, wanted: set[Value]) -> None:
         """Want a value, and what it shows."""
-        current: Value | None = value
-        while current is not None:
-            wanted.add(current)
-            current = current.base
+        wanted.add(value)
+        wanted.add(value.root)
 
     def _look_ahead(self, steps: Sequence[Step]) -> None:
         """Find each value's last use."""
@@ -155,8 +149,7 @@ class _Build:
                 reader.setdefault(value.root, -1)
                 counts.setdefault(value.root, True)
         for root, index in reader.items():
-            if root.tensor is None and root.dtype in _SETTINGS:
-                counts[root] = False
+            counts[root] = counts[root] and root.weighty
             kind = StorageKind.PARAMETER if counts[root] else StorageKind.BUFFER
             self.state[self._hold(root, kind, BEFORE, -1)] = index
         self._note_stored(list(reader))

@@ -102,7 +102,7 @@ def place_inputs(
             raise UsageError(
                 "two inputs have one name",
                 where=f"{model.source}: graph.input",
-                received=show(info.name, 200),
+                received=show(info.name, 200) or "empty text",
                 todo="export the model again: the file is damaged",
             )
         assert dtype is not None  # checked above

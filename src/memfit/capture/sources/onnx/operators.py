@@ -181,7 +181,7 @@ STANDARD: dict[str, Entry] = {
     "Attention": Entry("attention", q.attention, (6,), q.attention_macs),
     **_named("RotaryEmbedding=rotary_embedding", s.same, (1, 2, 3)),
     # Norms
-    "BatchNormalization": Entry("batch_norm", q.batch_norm),
+    "BatchNormalization": Entry("batch_norm", q.batch_norm, (3, 4)),
     **_named("InstanceNormalization=instance_norm GroupNormalization=group_norm", s.same),
     **_named("MeanVarianceNormalization=instance_norm LpNormalization=l2_norm LRN=local_response_norm", s.same),
     **_named("LayerNormalization=layer_norm SimplifiedLayerNormalization=rms_norm RMSNormalization=rms_norm",
@@ -293,7 +293,7 @@ def _is_table(call: Call) -> bool:
     """True for rows picked out of a matrix of weights."""
     table = call.value(0)
     return (
-        table.constant
+        table.prepared
         and len(table.shape) == 2
         and not call.integer("axis", 0)
         and table.dtype.startswith(("float", "bfloat", "int8", "uint8"))

@@ -21,7 +21,7 @@ from memfit.errors import SourceError, UnsupportedOp
 from memfit.formats.onnx import Function, Node, OnnxGraph, OnnxModel, OnnxTensor, Reference, ValueInfo
 from memfit.formats.onnx.reader import ELEMENTS, show
 
-STEPS = 60_000
+STEPS = 30_000
 """Steps that a file may unfold into; functions that call functions would else double with every level."""
 
 NESTING = 24
@@ -29,6 +29,9 @@ NESTING = 24
 
 ROUNDS = 1 << 32
 """Rounds of a loop."""
+
+FEW = 16
+"""Elements up to which a constant is worked with beforehand even where it may be a weight."""
 
 UNKNOWN = Entry("unknown", lambda call: [(call.shape(0), call.dtype())])
 
@@ -234,11 +237,18 @@ class Walk:
             call.check(shape)
         data = fold(call, outs)
         given = [v for v in call.inputs if v is not None]
-        known = all(v.constant for v in given) and not entry.random and entry is not UNKNOWN
         literal = node.op_type == "Constant" and not node.domain
-        known = known or literal
-        folded = known or (bool(data) and all(d is not None for d in data[: len(node.outputs)]))
-        base = self._shown(node, entry, call, outs, known=known)
+        fixed = not entry.random and entry is not UNKNOWN
+        weighty = any(v.weighty for v in given) and node.op_type not in ("Shape", "Size")
+        base = self._shown(node, entry, call, outs, known=fixed and all(v.constant for v in given))
+        if (
+            weighty and max(math.prod(shape) for shape, _ in outs) > FEW
+        ):  # a weight is made beforehand only where that keeps its bytes; other work on it is the file's own
+            folded = fixed and all(v.constant for v in given) and (base is not None or node.op_type == "QuantizeLinear")
+        else:
+            folded = (fixed and all(v.constant for v in given)) or all(d is not None for d in data[: len(node.outputs)])
+        folded = folded or literal
+        prepared = fixed and all(v.prepared for v in given)
         outputs: list[Value | None] = []
         for position, name in enumerate(node.outputs):
             if not name:
@@ -247,11 +257,12 @@ class Walk:
             shape, dtype = outs[position]
             shared = base if position == 0 else None
             value = Value(
-                name, shape, dtype, data=data[position], constant=folded, base=shared,
+                name, shape, dtype, data=data[position], constant=folded, prepared=prepared, weighty=weighty, base=shared,
                 stored=shared.stored if shared is not None else None,
             )  # fmt: skip
             if literal:
                 value.tensor = next((v for v in node.attributes.values() if isinstance(v, OnnxTensor)), None)
+                value.weighty = value.tensor is not None and _is_weight(value.tensor)
             self._name(name, value, node, place)
             outputs.append(value)
         if folded:
@@ -282,7 +293,15 @@ class Walk:
     def constant(self, tensor: OnnxTensor) -> Value:
         """Give the value of one of the file's constants."""
         data = tensor.data if tensor.data is not None and tensor.elements <= LARGEST else None
-        return Value(tensor.name, tensor.shape, tensor.dtype, data=data, constant=True, tensor=tensor)
+        return Value(
+            tensor.name,
+            tensor.shape,
+            tensor.dtype,
+            data=data,
+            constant=True,
+            tensor=tensor,
+            weighty=_is_weight(tensor),
+        )
 
     # -- functions and control flow --------------------------------------------------------------------------------
 
@@ -559,9 +578,14 @@ class Walk:
         return SourceError(
             f"this .onnx file cannot run: {what}",
             where=where if where.startswith(self.model.source) else f"{self.model.source}: {where}",
-            received=received,
+            received=received or "empty text",
             todo="export the model again: the file is damaged, or its exporter has a fault",
         )
+
+
+def _is_weight(tensor: OnnxTensor) -> bool:
+    """True for what may have been trained: whole numbers say how, and a single number is a literal of the program."""
+    return bool(tensor.shape) and tensor.dtype not in ("int64", "bool", "string")
 
 
 def _filled(node: Node, attributes: Mapping[str, Any], missing: set[str]) -> Node:
