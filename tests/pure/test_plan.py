@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,12 +18,14 @@ from test_tflite_reader import real
 from tflm_runtime import need_runtime
 
 import memfit
+from memfit.capture.sources.tflite import to_graph
 from memfit.cli.main import main
 from memfit.errors import MissingExtra, OutputError, UsageError
 from memfit.formats.tflite import parse_model, read_model
 from memfit.memory.tflm.arena import arena
 from memfit.packing import Buffer, Problem, violations
 from memfit.plan.arena import compare, plan_arena, planned_file
+from memfit.plan.network import plan_network
 
 GAINS = ["cnn-int8", "cnn-int16", "cnn-float32", "sequence-int16", "branches-int8", "branches-float32"]
 """Networks whose head the runtime's own planner or the file's order makes larger than it must be."""
@@ -156,6 +159,39 @@ def test_vww_runs_in_85_300_bytes(tmp_path: Path) -> None:
     assert result.totals["ram_bytes"] == 85_240
     assert result.totals["arena_bytes"] == result.totals["lower_bound_bytes"] == 55_296
     assert read_model(planned).offline_offsets is not None
+
+
+# -- estimates ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn-int8", "resnet-int8", "unet-int8", "branches-int8"])
+def test_an_estimate_from_the_graph_alone_has_the_files_own_arena(name: str) -> None:
+    graph = to_graph(parse_model(model_bytes(name)))
+    known = plan_network(graph).result
+    guessed = plan_network(replace(graph, origin=None)).result
+    assert guessed.totals["arena_bytes"] == known.totals["arena_bytes"]
+    assert any("not yet converted" in note for note in guessed.notes)
+    assert not any("not yet converted" in note for note in known.notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"mlperf-tiny/{name}" for name in ("ad01_int8", "kws_ref_model", "pretrainedResnet_quant", "vww_96_int8")]
+    + [f"tflite-micro/{name}" for name in ("hello_world_int8", "mobilenet_v2_quantized_1x3x224x224", "person_detect")],
+)
+def test_an_estimate_of_a_real_network_has_its_ram_to_the_byte(name: str) -> None:
+    graph = to_graph(read_model(real(name)))
+    known, guessed = (plan_network(which).result.totals for which in (graph, replace(graph, origin=None)))
+    for key in ("arena_bytes", "tail_bytes", "ram_bytes"):
+        assert guessed[key] == known[key], key
+    assert abs(guessed["flash_bytes"] - known["flash_bytes"]) < 0.1 * known["flash_bytes"]
+
+
+def test_a_float_network_is_planned_as_the_integers_that_it_becomes() -> None:
+    as_float = to_graph(read_model(real("mlperf-tiny/pretrainedResnet")))
+    quantized = to_graph(read_model(real("mlperf-tiny/pretrainedResnet_quant")))
+    guessed = plan_network(replace(as_float, origin=None)).result.totals
+    assert guessed["ram_bytes"] == plan_network(quantized).result.totals["ram_bytes"] == 55_984
 
 
 # -- the command --------------------------------------------------------------------------------------------------

@@ -183,6 +183,9 @@ class _Made:
                 own += inputs[-1:]
             if name == "BATCH_MATMUL" and len(own) == 1:  # both operands are parts of one tensor
                 own *= 2
+            if name == "TRANSPOSE_CONV" and constants:  # the output's shape, the filter, the input, the bias
+                shape = self._constant(f"{row.name}/shape", (4,), "INT32")
+                own, constants = [shape, constants[0], *own], constants[1:]
             self._operator(name, (*own, *constants), made)
             own = made[:1]
 
@@ -211,8 +214,8 @@ class _Made:
             return found
         found = sorted(found, key=lambda i: -len(self.tensors[i].shape))[:2]
         if row.norm is not None and len(found) == 1:  # what is left of the norm
-            quantization = self.tensors[found[0]].quantization
-            channels = len(quantization.scales) if quantization else 1
+            shape = self.tensors[found[0]].shape
+            channels = shape[-1] if kind == "DEPTHWISE_CONV_2D" else shape[0]
             found.append(self._constant(f"{row.name}/folded bias", (channels,), "INT32"))
         return found
 
@@ -236,10 +239,10 @@ class _Made:
         tensor = self.graph.tensors[i]
         is_weight = len(tensor.shape) > 1
         shape, scales = tensor.shape, 1
-        if is_weight and row.role in (Role.CONV, Role.LINEAR):
-            scales = shape[1] if kind == "TRANSPOSE_CONV" else shape[0]
-            if row.role is Role.CONV:
+        if is_weight and row.role is Role.CONV:  # a scale for each output channel; other weights have one in all
+            if self.graph.ops[row.head].attrs.get("layout") != "nhwc":
                 shape = _filter_shape(kind, shape)
+            scales = shape[-1] if kind == "DEPTHWISE_CONV_2D" else shape[0]
         type_ = self._type(tensor.dtype) if is_weight or self.keeps_types else "INT32"
         self.of_parameter[i] = self._constant(tensor.name or f"{row.name}/constant", shape, type_, scales)
         return self.of_parameter[i]
