@@ -15,8 +15,8 @@ from test_tflite_reader import KNOWN, real
 from tflm_runtime import need_runtime, outputs_of
 
 from memfit.errors import OutputError, UsageError
-from memfit.formats.tflite import Subgraph, TfliteModel, parse_model
 from memfit.files import write_bytes
+from memfit.formats.tflite import Subgraph, TfliteModel, parse_model
 from memfit.plan.writer import check_order, rewrite
 
 
