@@ -13,11 +13,13 @@ from memfit.version import __version__
 if TYPE_CHECKING:
     from memfit.api import (
         Benchmark,
+        Calibration,
         Check,
         Plan,
         Profile,
         TrainingStep,
         bench,
+        calibrate,
         capture,
         check,
         load_graph,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
+    "Calibration",
     "Check",
     "Graph",
     "Plan",
@@ -38,6 +41,7 @@ __all__ = [
     "TrainingStep",
     "__version__",
     "bench",
+    "calibrate",
     "capture",
     "check",
     "load_graph",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Benchmark, Check, Plan, Profile, TrainingStep
+from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, TrainingStep
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Benchmark",
+    "Calibration",
     "Check",
     "Plan",
     "Profile",
     "TrainingStep",
     "bench",
+    "calibrate",
     "capture",
     "check",
     "load_graph",
@@ -363,6 +365,82 @@ def bench(
         result = runs.compare(result, measured.whole, measured.rows, earlier)
     if save is not None:
         write_whole(Path(save), lambda stream: runs.write(result, measured.whole, measured.rows, stream), force=True)
+    return result
+
+
+def calibrate(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    data: Any,
+    samples: int | None = None,
+    method: str = "minmax",
+    bits: int = 8,
+    symmetric: bool = False,
+    percentile: float = 99.99,
+    per_channel: bool = False,
+    batch: int | None = None,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | Path | None = None,
+    args: Mapping[str, Any] | None = None,
+    save: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Calibration:
+    """Find the range of every layer's output over some data, without keeping any of it.
+
+    >>> import memfit
+    >>> ranges = memfit.calibrate("torchvision:squeezenet1_1", "1x3x32x32", data="random", samples=2)
+    >>> [row["name"] for row in ranges.rows[:3]], ranges.rows[1]["min"], ranges.rows[1]["samples"]
+    (['input', 'features.0', 'features.2'], 0.0, 2)
+
+    Args:
+        source: as for `memfit.capture`, if it can run; a library's model gets random weights, a held module keeps its
+            own and is left as it was.
+        inputs: shapes as text; None takes the model's own, or the data's where it has none.
+        data: `random`, `FILE.py:CALLABLE`, a folder of images, a `.npz` file, or an iterable of batches: tensors,
+            (inputs, labels), or dicts of inputs by name.
+        samples: how many; None takes all, or 32 of `random`.
+        method: minmax, moving-average (over samples), percentile, entropy or mse.
+        bits: of the grid that is laid over each range, 2 to 16.
+        symmetric: put zero in the middle of every range.
+        percentile: percent of the values at which ranges of that method end.
+        per_channel: also find the range of each channel.
+        batch: samples that run at once; None keeps a loader's own batches and makes batches of 8 otherwise.
+        seed: of the noise, and of the choice where there are more samples than are wanted.
+        mean: taken from the colours of images, from 0 to 1; None is ImageNet's.
+        std: what each colour is divided by; None is ImageNet's.
+        weights: a `.safetensors` or `.pt` file of tensors.
+        args: arguments of the source's constructor.
+        save: keep the ranges in this JSON file, which is replaced if it exists.
+        progress: is told what is being done, how many samples are done, and of how many.
+
+    Raises:
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.compress import ranges
+    from memfit.compress.calibrate import Settings
+    from memfit.compress.calibrate import calibrate as run
+    from memfit.files import write_whole
+    from memfit.measure.session import no_progress
+
+    settings = Settings(
+        data=data,
+        samples=samples,
+        method=method,
+        bits=bits,
+        symmetric=symmetric,
+        percentile=percentile,
+        per_channel=per_channel,
+        batch=batch,
+        seed=seed,
+        mean=mean,
+        std=std,
+    )
+    result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
+    if save is not None:
+        write_whole(Path(save), lambda stream: ranges.write(result, stream), force=True)
     return result
 
 

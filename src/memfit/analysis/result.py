@@ -190,6 +190,24 @@ class Check(Result):
     command: ClassVar[str] = "check"
 
 
+@dataclass(frozen=True)
+class Calibration(Result):
+    """The range of each layer's output over some data, and the grid that a quantizer lays over it."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was done: data, samples, method, bits, symmetric, percentile, per channel, batch, seed."""
+    channels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By layer: the channels' `axis`, and lists of `min`, `max`, `scale` and `zero_point`; empty without them."""
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    """Hashes of the `model`, its weights included, and of the `data`."""
+
+    command: ClassVar[str] = "calibrate"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings, the channels and the fingerprint."""
+        return {"settings": self.settings, "channels": self.channels, "fingerprint": self.fingerprint}
+
+
 def _plain(value: Any) -> Any:
     """Turn tuples into lists all the way down, as JSON has them."""
     if isinstance(value, dict):

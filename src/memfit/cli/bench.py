@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import click
 
 from memfit.cli.options import Output, check_output, deliver, output_options, select_options, split_columns
 from memfit.cli.profile import read_arguments
+from memfit.cli.progress import check_save, progress_bar
 from memfit.errors import UsageError
 
 PER = ("model", "block", "layer", "op")
@@ -68,7 +66,7 @@ def command(
     output = Output(format, files, force)
     check_output(output)
     if save is not None:
-        _check_save(save, files, force)
+        check_save(save, files, force, "a run is kept")
     given = {name: value for name, value in options.items() if value is not None}
     if inputs:
         given["inputs"] = list(inputs)
@@ -80,7 +78,7 @@ def command(
     from memfit.analysis.select import select
 
     interrupted = False
-    with _progress(source) as progress:
+    with progress_bar(source) as progress:
         whole = api.bench(source, args=constructor, save=save, progress=progress, **given)
         interrupted = any(note.startswith("interrupted") for note in whole.notes)
         chosen = whole
@@ -109,56 +107,3 @@ def read_batches(text: str) -> list[int]:
             todo="write --batch 8, or --batch 1,2,4,8 to compare",
         )
     return [int(part) for part in parts]
-
-
-def _check_save(save: Path, files: tuple[Path, ...], force: bool) -> None:
-    """Refuse a run file that could not be written before any work is done."""
-    from memfit.files import check_target
-
-    if save.suffix.lower() != ".json" or save.name.lower().endswith(".memfit.json"):
-        raise UsageError(
-            "a run is kept as .json", where="--save", received=str(save), todo=f"name it {save.name.split('.')[0]}.json"
-        )
-    if save.resolve() in {path.resolve() for path in files}:
-        raise UsageError("one file is named twice", where="--save", received=str(save), todo="give each its own name")
-    check_target(save, force=force)
-
-
-@contextmanager
-def _progress(source: str) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show a progress bar, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _what, _done, _of: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[count]}", markup=False),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-        auto_refresh=False,  # its thread would take time from the model's
-    )
-    with bar:
-        task = bar.add_task(source, total=None, count="")
-        shown = ""
-        last = 0.0
-
-        def progress(what: str, done: int, of: int | None) -> None:
-            nonlocal shown, last
-            now = bar.get_time()
-            if what == shown and now - last < 0.25 and done != of:
-                return
-            if what != shown:
-                bar.reset(task, total=of)
-            shown, last = what, now
-            count = f"{done}/{of}" if of else f"{done}" if done else ""
-            bar.update(task, description=f"{source}: {what}", total=of, completed=done, count=count, refresh=True)
-
-        yield progress

@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "targets": "memfit.cli.targets",
     "plan": "memfit.cli.plan",
     "check": "memfit.cli.check",
+    "calibrate": "memfit.cli.calibrate",
 }
 """Every subcommand and the module whose `command` it is."""
 

@@ -64,7 +64,7 @@ class Histogram:
     @property
     def width(self) -> Floats:
         """Width of a bin, per channel."""
-        return np.ldexp(1.0, np.maximum(self._exponent, _LEAST))
+        return np.asarray(np.ldexp(1.0, np.maximum(self._exponent, _LEAST)), np.float64)
 
     def add(self, values: Tensor) -> None:
         """Count values.
@@ -78,7 +78,7 @@ class Histogram:
         _, exponent = np.frexp(largest)
         wanted = np.where(largest > 0, np.maximum(exponent - (self.bins.bit_length() - 2), _LEAST), _NONE)
         self._widen(np.maximum(wanted, self._exponent))
-        scale = np.ldexp(1.0, -np.maximum(self._exponent, _LEAST))
+        scale = np.ldexp(1.0, -np.where(self._exponent == _NONE, 0, self._exponent))
         wide = values.dtype is torch.float64 or float(scale.max()) > 1e38 or float(scale.min()) < 1e-37
         dtype = torch.float64 if wide else torch.float32
         factor = torch.from_numpy(scale).to(dtype)
@@ -89,14 +89,14 @@ class Histogram:
         step = max(1, _CHUNK // self.channels)
         size = self.channels * self.bins
         total = torch.zeros(size, dtype=torch.int64)
-        for part in values.split(step, 1):
+        for part in torch.split(values, step, 1):
             places = part.to(dtype).mul(factor[:, None]).floor_().to(torch.int64).add_(base[:, None])
             total += torch.bincount(places.reshape(-1), minlength=size)
         self.counts += total.view(self.channels, self.bins).numpy()
 
     def _count(self, values: Tensor, factor: float, dtype: torch.dtype) -> None:
         total = torch.zeros(self.bins, dtype=torch.int64)
-        for part in values.split(_CHUNK):
+        for part in torch.split(values, _CHUNK):
             places = part.to(dtype).mul(factor).floor_().add_(self.bins // 2).to(torch.int64)
             total += torch.bincount(places, minlength=self.bins)
         self.counts[0] += total.numpy()
@@ -117,8 +117,8 @@ class Histogram:
 
     def edges(self, channel: int) -> Floats:
         """Give the lower ends of a channel's bins, and the upper end of the last."""
-        whole: Floats = np.arange(-(self.bins // 2), self.bins // 2 + 1, dtype=np.float64)
-        return whole * self.width[channel]
+        whole = np.arange(-(self.bins // 2), self.bins // 2 + 1, dtype=np.float64)
+        return np.asarray(whole * float(self.width[channel]), np.float64)
 
     def quantile(self, share: float, channel: int = 0) -> float:
         """Estimate the value below which a share of the counts lies, straight lines inside the bins."""
@@ -323,7 +323,7 @@ def range_of(
 
 
 class Grid(NamedTuple):
-    """Numbers that a tensor is rounded to: `scale · (q − zero_point)` for whole q from `least` to `most`."""
+    """Numbers that a tensor is rounded to: `scale · (q - zero_point)` for whole q from `least` to `most`."""
 
     scale: float
     zero_point: int
@@ -334,8 +334,8 @@ class Grid(NamedTuple):
 def grid(low: float, high: float, bits: int = 8, *, symmetric: bool = False) -> Grid:
     """Lay a grid of signed whole numbers over a range, with zero on the grid.
 
-    Asymmetric: the range is widened to hold zero, `scale = (high − low) / (2^bits − 1)`. Symmetric: the zero point is 0
-    and the lowest number stays unused, `scale = max(|low|, |high|) / (2^(bits−1) − 1)`, as for TensorFlow Lite's
+    Asymmetric: the range is widened to hold zero, `scale = (high - low) / (2^bits - 1)`. Symmetric: the zero point is 0
+    and the lowest number stays unused, `scale = max(|low|, |high|) / (2^(bits-1) - 1)`, as for TensorFlow Lite's
     weights (https://ai.google.dev/edge/litert/models/quantization_spec, read 2026-11-21). A range of zero width at
     zero gets the scale 1.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -98,22 +98,36 @@ def least_error(
         place = int(np.argmin(errors))
         return float(lows[place]), float(highs[place])
 
-    shares = np.linspace(1.0, 1.0 / _CANDIDATES, _CANDIDATES)
+    tried = min(_CANDIDATES, histogram.bins // 16)
+    shares = np.linspace(1.0, 1.0 / tried, tried)
     low, high = best(ends[0] * shares, ends[1] * shares)
     if symmetric:
         return low, high
-    near = np.linspace(0.5, 1.5, _CANDIDATES // 2 + 1)
+    near = np.linspace(0.5, 1.5, tried // 2 + 1)
     low, high = best(np.full(near.shape, low), np.clip(high * near, *ends))
     return best(np.clip(low * near, *ends), np.full(near.shape, high))
 
 
+_AT_ONCE = 1 << 16
+"""Bins of all ranges together whose errors are computed at once, so that they stay in the processor's cache."""
+
+
 def _errors(middles: Floats, counts: Floats, lows: Floats, highs: Floats, bits: int, *, symmetric: bool) -> Floats:
-    """Sum the squared errors of each range's grid, a few ranges at a time."""
+    """Sum the squared errors of each range's grid."""
     from memfit.compress.observers import grid
 
-    errors: list[Any] = []
-    for low, high in zip(lows, highs, strict=True):
-        g = grid(float(low), float(high), bits, symmetric=symmetric)
-        numbers = np.clip(np.rint(middles / g.scale) + g.zero_point, g.least, g.most)
-        errors.append(float(np.dot(counts, ((numbers - g.zero_point) * g.scale - middles) ** 2)))
-    return np.array(errors)
+    grids = [grid(float(low), float(high), bits, symmetric=symmetric) for low, high in zip(lows, highs, strict=True)]
+    scales = np.array([g.scale for g in grids])[:, None]
+    zeros = np.array([float(g.zero_point) for g in grids])[:, None]
+    step = max(1, _AT_ONCE // len(middles))
+    errors = []
+    for start in range(0, len(grids), step):
+        scale, zero = scales[start : start + step], zeros[start : start + step]
+        numbers = np.rint(middles / scale)
+        np.clip(numbers, grids[0].least - zero, grids[0].most - zero, out=numbers)
+        numbers *= scale
+        numbers -= middles
+        numbers *= numbers
+        errors.append(numbers @ counts)
+    result: Floats = np.concatenate(errors)
+    return result

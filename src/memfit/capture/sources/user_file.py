@@ -7,7 +7,7 @@ import inspect
 import linecache
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +59,40 @@ def load_callable(source: str, args: Mapping[str, Any] | None, dtype: str | None
     model, example = _parts(source, made)
     specs, arrange = _inputs(model, example, dtype)
     return LoadedSource(source, model, specs=specs, arrange=arrange, given=_call_of(example))
+
+
+def load_function(source: str) -> Callable[..., Any]:
+    """Import a function or class of a file, to be called for what it makes, such as data or a metric.
+
+    Raises:
+        SourceError: no such file or name, or an error of the file's own code, then or when it is called.
+    """
+    file, _, name = source.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise SourceError("there is no such file", where=source, received=file, todo="check the path")
+    with _on_path(path):
+        module = _import(path)
+    target = getattr(module, name, None)
+    if not callable(target):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise SourceError(
+            "the file has no such function" if target is None else "this is not a function",
+            where=file,
+            received=name or "no name after the colon",
+            todo=nearest(name, names) or f"it defines {', '.join(names) or 'nothing that can be called'}",
+        )
+
+    def call(*args: Any) -> Any:
+        try:
+            with _on_path(path):
+                return target(*args)
+        except MemfitError:
+            raise
+        except Exception as error:
+            raise _own_error(path, error, f"{name} failed") from error
+
+    return call
 
 
 def _import(path: Path) -> ModuleType:

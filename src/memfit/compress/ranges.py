@@ -1,0 +1,69 @@
+"""Files of ranges: what a calibration found, the same bytes for the same model, data and settings. No torch in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from memfit.analysis.result import Calibration
+from memfit.errors import SourceError
+
+FORMAT = 1
+"""Version of the file's format."""
+
+_KEYS = ("name", "type", "min", "max", "scale", "zero_point", "observed_min", "observed_max", "samples")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges that were kept."""
+
+    source: str
+    fingerprint: dict[str, str]
+    """Hashes of the `model` and of the `data` that they are of."""
+    settings: dict[str, Any]
+    layers: dict[str, dict[str, Any]]
+    """By name: `min`, `max`, `scale`, `zero_point`, and `channels` with lists of these and their `axis`, or None."""
+
+
+def write(result: Calibration, stream: IO[str]) -> None:
+    """Write a calibration's ranges as one JSON object: no clock, no version of anything but the format."""
+    layers = [{**{key: row[key] for key in _KEYS}, "channels": result.channels.get(row["name"])} for row in result.rows]
+    content = {
+        "memfit_ranges": FORMAT,
+        "source": result.source,
+        "fingerprint": result.fingerprint,
+        "settings": result.settings,
+        "inputs": [{**entry, "shape": list(entry["shape"])} for entry in result.inputs],
+        "layers": layers,
+    }
+    json.dump(content, stream, ensure_ascii=False, allow_nan=False, indent=1)
+    stream.write("\n")
+
+
+def read(path: str | Path) -> Ranges:
+    """Read a file of ranges.
+
+    Raises:
+        SourceError: no such file, not one of ranges, or of a format that this version does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceError("there is no such file", where="--ranges", received=str(path), todo="check the path")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["memfit_ranges"]
+        layers = {str(entry["name"]): {key: entry[key] for key in (*_KEYS, "channels")} for entry in content["layers"]}
+        ranges = Ranges(str(content["source"]), dict(content["fingerprint"]), dict(content["settings"]), layers)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        version = None
+    if version != FORMAT:
+        raise SourceError(
+            "this is not a file of ranges" if version is None else "these ranges have a format of another version",
+            where="--ranges",
+            received=str(path) if version is None else f"{path}: format {version}",
+            todo="give a file that memfit calibrate --save wrote" + ("" if version is None else " with this memfit"),
+        )
+    return ranges
