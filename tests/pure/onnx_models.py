@@ -380,7 +380,7 @@ def resnet() -> bytes:
     x = net.op("Relu", net.op("Conv", x, F(8, 3, 7, 7), F(8), pads=[3] * 4, strides=[2, 2]))
     x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     for stage, (channels, stride) in enumerate([(8, 1), (16, 2)]):
-        inside = 8 if stage == 0 else 8
+        inside = 8
         y = net.op(
             "Relu", net.op("Conv", x, F(channels, inside, 3, 3), F(channels), pads=[1] * 4, strides=[stride] * 2)
         )

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx_models
 import tflite_models
 
 HEAVY = ("torch", "numpy", "rich", "matplotlib", "pandas", "torchvision", "timm", "transformers")
@@ -44,6 +45,15 @@ def test_tflite_files_load_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     for memory in ("ideal", "mcunet", "tflm"):
         code = f"from memfit.cli.main import main; assert main(['profile', {str(path)!r}, '--memory', {memory!r}]) == 0"
         assert loaded(code, names) == ["memfit.formats.tflite"]
+
+
+def test_onnx_files_load_neither_torch_nor_a_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(onnx_models.cnn())
+    names = ("torch", "tensorflow", "onnxruntime", "onnxscript", "memfit.formats.onnx")
+    for memory in ("ideal", "mcunet"):
+        code = f"from memfit.cli.main import main; assert main(['profile', {str(path)!r}, '--memory', {memory!r}]) == 0"
+        assert loaded(code, names) == ["memfit.formats.onnx"]
 
 
 def test_help_is_quick() -> None:

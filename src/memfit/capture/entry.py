@@ -37,7 +37,7 @@ def capture(
 
     Args:
         source: what the command line takes (`torchvision:NAME`, `timm:NAME`, `hf:CONFIG.json`, `FILE.py:CALLABLE`, a
-            `.pt2` or `.memfit.json` file), an `nn.Module`, or a graph, which is returned as it is.
+            `.pt2`, `.tflite`, `.onnx` or `.memfit.json` file), an `nn.Module`, or a graph, which is returned as it is.
         inputs: shapes as text (`"1x3x224x224"`, `["ids=1x128:int64", …]`), or tensors: one, a sequence of positional
             arguments, or a mapping of keyword arguments. None takes the model's own.
         dtype: of weights and floating inputs: fp32, fp16 or bf16. None keeps the model's own.

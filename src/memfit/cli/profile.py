@@ -73,8 +73,8 @@ def command(
 ) -> None:
     """Show where the memory of SOURCE goes, row by row.
 
-    SOURCE is torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, a .pt2 or .tflite file or a
-    saved .memfit.json graph.
+    SOURCE is torchvision:NAME, timm:NAME, hf:CONFIG.json, FILE.py:CALLABLE, a .pt2, .tflite or .onnx file
+    or a saved .memfit.json graph.
     No weights are downloaded or allocated.
     """
     output = Output(format, files, force)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from memfit.capture.sources.onnx.call import Call, Out
-from memfit.capture.sources.onnx.shapes import slice_bounds
+from memfit.capture.sources.onnx.shapes import chosen_sizes, slice_bounds
 from memfit.formats.onnx import OnnxTensor
 
 LARGEST = 4096
@@ -69,7 +69,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _shape(call: Call, _data: list[Any], _outs: list[Out]) -> Any:
     shape = call.shape(0)
-    return np.array(shape[slice(call.integer("start", 0), call.attributes.get("end"))], dtype=np.int64)
+    return np.array(shape[chosen_sizes(call)], dtype=np.int64)
 
 
 def _count(call: Call, _data: list[Any], _outs: list[Out]) -> Any:

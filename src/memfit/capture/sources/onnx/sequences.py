@@ -151,9 +151,9 @@ def _multi_head(call: Call) -> tuple[int, int, int, int, int, int]:
         batch, length, count, _, size = query
         return batch, length, count, length, count * size, count * size
     batch, length, width = call.shape(0, 3)
-    key = call.shape(1)
-    keys = key[2] if len(key) == 4 else key[1] if len(key) > 1 else 0
-    value = call.shape(2) if call.has(2) else key
+    key = call.shape(1, at_least=3)
+    keys = key[2] if len(key) == 4 else key[1]
+    value = call.shape(2, at_least=3) if call.has(2) else key
     past = call.shape(6, 4)[2] if call.has(6) else 0
     wide = value[1] * value[3] if len(value) == 4 else value[-1]
     return batch, length, heads, keys + past, width, wide

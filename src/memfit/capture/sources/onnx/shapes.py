@@ -390,7 +390,7 @@ def tile(call: Call) -> list[Out]:
     times = call.known(1, "repeats")
     if len(call.inputs) > 2:  # opset 1: how often, and on which axis
         axis = call.axis(call.scalar(2), len(shape))
-        times = [times[0] if d == axis else 1 for d in range(len(shape))]
+        times = [call.scalar(1) if d == axis else 1 for d in range(len(shape))]
     if len(times) != len(shape):
         raise call.wrong("it repeats another number of dimensions than there are", f"{times[:32]}")
     return [(tuple(size * n for size, n in zip(shape, times, strict=True)), call.dtype())]
@@ -486,8 +486,12 @@ def center_crop_pad(call: Call) -> list[Out]:
 
 def shape_of(call: Call) -> list[Out]:
     rank = len(call.shape(0))
-    chosen = range(rank)[slice(call.integer("start", 0), call.attributes.get("end"))]
-    return [((len(chosen),), "int64")]
+    return [((len(range(rank)[chosen_sizes(call)]),), "int64")]
+
+
+def chosen_sizes(call: Call) -> slice:
+    """Which of its input's sizes Shape gives."""
+    return slice(call.integer("start", 0), call.integer("end") if "end" in call.attributes else None)
 
 
 def scalar_of(dtype: str) -> Rule:

@@ -18,7 +18,7 @@ from memfit.capture.sources.onnx.folding import LARGEST, fold
 from memfit.capture.sources.onnx.operators import OPERATORS, Entry
 from memfit.capture.sources.onnx.scopes import Path, path_of
 from memfit.errors import SourceError, UnsupportedOp
-from memfit.formats.onnx import Function, Node, OnnxGraph, OnnxModel, OnnxTensor, Reference, ValueInfo
+from memfit.formats.onnx import DTYPES, Function, Node, OnnxGraph, OnnxModel, OnnxTensor, Reference, ValueInfo
 from memfit.formats.onnx.reader import ELEMENTS, show
 
 STEPS = 30_000
@@ -152,6 +152,10 @@ class Walk:
             {"If": self._if, "Loop": self._loop, "Scan": self._scan}[node.op_type](node, place)
             return
         inputs = [self._read(name, node, place) if name else None for name in node.inputs]
+        if node.op_type == "CastLike" and not node.domain and len(inputs) == 2 and inputs[1] is not None:
+            code = next(code for code, dtype in DTYPES.items() if dtype == inputs[1].dtype)  # only its type is read
+            node = node._replace(op_type="Cast", inputs=node.inputs[:1], attributes={"to": code})
+            inputs = inputs[:1]
         call = Call(node, inputs, place.opsets.get(node.domain, 1), self.place(node, place))
         if node.op_type == "Constant" and not node.domain:
             outs = [self._literal(call)]
@@ -206,8 +210,6 @@ class Walk:
                     "this shape",
                 ) from None
             outs = [out or ((), "float32") for out in told]
-        if any(node.outputs[len(outs) :]):
-            raise call.wrong(f"it has {len(node.outputs)} outputs instead of {len(outs)} at most")
         return outs
 
     def _told(self, name: str, place: Place) -> Out | None:
@@ -233,6 +235,8 @@ class Walk:
 
     def _make(self, node: Node, entry: Entry, call: Call, outs: list[Out], place: Place) -> None:
         """Name the outputs, and keep a step where they are not known beforehand."""
+        if any(node.outputs[len(outs) :]):
+            raise call.wrong(f"it has {len(node.outputs)} outputs instead of {len(outs)} at most")
         for shape, _ in outs:
             call.check(shape)
         data = fold(call, outs)
@@ -257,8 +261,8 @@ class Walk:
             shape, dtype = outs[position]
             shared = base if position == 0 else None
             value = Value(
-                name, shape, dtype, data=data[position], constant=folded, prepared=prepared, weighty=weighty, base=shared,
-                stored=shared.stored if shared is not None else None,
+                name, shape, dtype, data=data[position], constant=folded, prepared=prepared, weighty=weighty,
+                base=shared, stored=shared.stored if shared is not None else None,
             )  # fmt: skip
             if literal:
                 value.tensor = next((v for v in node.attributes.values() if isinstance(v, OnnxTensor)), None)
@@ -383,10 +387,8 @@ class Walk:
     def _if(self, node: Node, place: Place) -> None:
         condition = self._inputs(node, place, 1)[0]
         branches = [self._graph(node, name, place) for name in ("then_branch", "else_branch")]
-        if condition is not None and condition.data is not None and condition.data.size == 1:
-            chosen = [branches[0 if bool(condition.data.ravel()[0]) else 1]]
-        else:
-            chosen = branches
+        known = _whole(condition)
+        chosen = branches if known is None else [branches[0 if known else 1]]
         best: tuple[int, list[Step], list[Value], dict[str, None]] | None = None
         kept, notes = self.steps, self.notes
         failed: SourceError | None = None
@@ -422,8 +424,8 @@ class Walk:
                 self.place(node, place),
                 f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs for {len(carried)} values",
             )
-        times = None if given[0] is None or given[0].data is None else int(given[0].data.ravel()[:1].sum())
-        stops = given[1] is not None and given[1].data is not None and not given[1].data.ravel()[:1].any()
+        times = _whole(given[0])
+        stops = _whole(given[1]) == 0
         rounds = 0 if stops else times
         if rounds is None or not rounds < ROUNDS:
             if not self.estimate:
@@ -581,6 +583,13 @@ class Walk:
             received=received or "empty text",
             todo="export the model again: the file is damaged, or its exporter has a fault",
         )
+
+
+def _whole(value: Value | None) -> int | None:
+    """Give a known whole number or truth value."""
+    if value is None or value.data is None or value.data.size != 1 or value.data.dtype.kind not in "iub":
+        return None
+    return int(value.data.ravel()[0])
 
 
 def _is_weight(tensor: OnnxTensor) -> bool:
