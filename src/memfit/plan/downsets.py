@@ -243,6 +243,8 @@ class Search:
         self.part, self.bound, self.width = part, bound, width
         self.passed = bound
         """The bound before it last rose."""
+        self.tried = 0
+        """Steps that were tried from some state, to run or to see whether they fall: what a search costs."""
         self.order: list[int] | None = None
         """The steps' names, once an order with a peak of at most `bound` is found."""
         self._compile()
@@ -305,11 +307,11 @@ class Search:
             stop: the search ends once the bound reaches it.
             bound: lower peaks are ruled out already; heeded when the bound rises next.
         """
-        used = 0
-        while used < nodes and not self.ended:
+        begun = self.tried
+        while self.tried < begun + nodes and not self.ended:
             if self.open or self._next_level():
                 done = self.open.pop()
-                used += 1  # a state may have no step left to try
+                self.tried += 1  # a state may have no step left to try
                 if done == self.full:
                     order = [self.part.names[step] for step in self._replay(self.committed + self._trace(done))]
                     self.order = order[::-1] if self.part.flipped else order
@@ -317,7 +319,6 @@ class Search:
                 else:
                     for step in bits(self.seen[done][3]):
                         self._step(done, step)
-                        used += 1
             elif self.blocked:
                 self.passed, self.bound = self.bound, max(bound, self.blocked[0][0])
                 self.ended = self.bound >= stop
@@ -326,7 +327,7 @@ class Search:
                     self._step(done, step)
             else:
                 self.ended = True
-        return used
+        return self.tried - begun
 
     def _next_level(self) -> bool:
         """Open the states with the fewest steps done; commit to one that leaves no more alive than the root."""
@@ -398,6 +399,7 @@ class Search:
 
     def _step(self, done: int, step: int) -> None:
         """Run a step, or let it wait."""
+        self.tried += 1
         _, _, before, ready = self.seen[done]
         grow = 0
         for others, size in self.births[step]:
@@ -453,6 +455,7 @@ class Search:
     def _fall(self, done: int, live: int, step: int) -> tuple[int, int, list[int]] | None:
         """Follow a chain to the first place with no more bytes alive than now, if it fits."""
         now, level, taken = done, live, []
+        self.tried += 1
         while step >= 0:
             grow = 0
             for others, size in self.births[step]:

@@ -18,7 +18,7 @@ from itertools import pairwise
 from memfit.errors import MemfitError
 from memfit.plan.downsets import Part, Search, bits
 
-NODES = 200_000
+NODES = 1_000_000
 """Steps that `search` tries, from all states, when it is not told how many: up to some seconds for hundreds of them."""
 
 Progress = Callable[[int, int, int], None]
@@ -371,7 +371,7 @@ class _Budget:
         return None
 
 
-SLICE = 2500
+SLICE = 2_500
 """Steps tried between two looks at the clock, and between the two directions of the exact search."""
 NARROW, WIDEST = 8, 4096
 """States that a beam keeps of each number of executed steps, at first and at most."""
