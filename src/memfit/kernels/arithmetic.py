@@ -167,8 +167,10 @@ def _add_n(parameters: Sum | Plain, inputs: list[Array]) -> Array:
         for x in inputs[1:]:
             total += x
         return total
-    raw = sum(operand.values(x) for operand, x in zip(parameters.operands, inputs, strict=True))
-    assert not isinstance(raw, int)  # there are two inputs at least
+    # The source starts its sum at the integer 0, which stands for minus the zero point (AddN, add_n.h).
+    raw = np.full(inputs[0].shape, parameters.operands[0].compute(np.zeros(1, np.int64))[0])
+    for operand, x in zip(parameters.operands, inputs, strict=True):
+        raw += operand.values(x)
     return _finish(parameters, raw)
 
 
@@ -215,8 +217,7 @@ def _div_parameters(node: Node) -> Product | Plain:
 def _div(parameters: Product | Plain, inputs: list[Array]) -> Array:
     if isinstance(parameters, Plain):
         if inputs[0].dtype.kind == "f":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return _clip(parameters, inputs[0] / inputs[1])
+            return _clip(parameters, inputs[0] / inputs[1])
         quotient = np.abs(inputs[0].astype(np.int64)) // np.maximum(np.abs(inputs[1].astype(np.int64)), 1)
         made: Array = quotient * np.sign(inputs[0]) * np.sign(inputs[1])
         return made
@@ -225,11 +226,20 @@ def _div(parameters: Product | Plain, inputs: list[Array]) -> Array:
     above, below = np.where(below < 0, -above, above), np.abs(below)
     # 1/below with 31 bits; what it was shifted by is made good at the end. A divisor of zero is undefined in C++.
     inverse, moved = reciprocal(np.maximum(below, 1), 31)
-    headroom = leading_zeros(np.where(above < 0, 2 * np.abs(above) - 1, above)) - 1  # CountLeadingSignBits
+    headroom = leading_zeros(np.where(above < 0, ~above, above)) - 1  # bits that only repeat the sign
     quotient = high_mul(above << headroom, inverse)
     product = high_mul(quotient, parameters.multiplier)
-    made = divide_by_power(product, np.clip(-(parameters.shift - moved - headroom), 0, 31)) + parameters.zero
+    made = _divide_as_x86(product, moved + headroom - parameters.shift) + parameters.zero
     return np.clip(made, parameters.low, parameters.high)
+
+
+def _divide_as_x86(x: Ints, exponent: Ints) -> Ints:
+    """Divide by `2^exponent` as the source compiles: by more than 2^31, which C++ leaves open, x86 shifts by the rest.
+
+    Such exponents come with quotients that are far below one.
+    """
+    wrapped = (x >> (exponent & 31)) + (x > np.where(x < 0, 0, -1))
+    return np.where(exponent > 31, wrapped, divide_by_power(x, np.clip(exponent, 0, 31)))
 
 
 def _any(node: Node) -> None:
@@ -246,6 +256,20 @@ MUL: Kernel = elementwise(_mul_parameters, _mul)
 DIV: Kernel = elementwise(_div_parameters, _div)
 ADD_N: Kernel = elementwise(_add_n_parameters, _add_n)
 SQUARED_DIFFERENCE: Kernel = elementwise(_squared_difference_parameters, _squared_difference)
+
+
+def _floor_div(a: Array, b: Array) -> Array:
+    return np.floor(a / b) if a.dtype.kind == "f" else np.floor_divide(a, b)
+
+
+def _floor_mod(a: Array, b: Array) -> Array:
+    """Give C's remainder, moved to the divisor's sign: FloorMod, floor_mod.h."""
+    rest = np.fmod(a, b)
+    return np.where((rest != 0) & ((b < 0) != (rest < 0)), rest + b, rest)
+
+
+FLOOR_DIV: Kernel = elementwise(_any, _pairwise(_floor_div))
+FLOOR_MOD: Kernel = elementwise(_any, _pairwise(_floor_mod))
 MAXIMUM: Kernel = elementwise(_any, _pairwise(np.maximum))
 """Of the integers: TFLM looks at no scales here."""
 MINIMUM: Kernel = elementwise(_any, _pairwise(np.minimum))

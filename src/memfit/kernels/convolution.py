@@ -9,7 +9,7 @@ A whole output is computed in stripes of rows that fit a processor's cache: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from memfit.kernels.activation import activation_range, float_range
 from memfit.kernels.fixed_point import Ints, quantize_multipliers, scale, scale_wide
 from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, scale_of, zero_of
-from memfit.kernels.window import Window, window
+from memfit.kernels.window import Axis, Window, window
 
 _STRIPE = 1 << 16
 """Accumulators in a stripe: half a MiB of int64."""
@@ -251,5 +251,125 @@ def _float(parameters: Convolution, seen: Array, weights: Array, bias: Array | N
     return np.clip(total, *parameters.float_range)
 
 
+# -- transposed -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Parameters of TRANSPOSE_CONV. Its window is that of the convolution from output to input."""
+
+    window: Window
+    zero: int
+    """Zero point of the input."""
+    height: int
+    width: int
+    """Of the input."""
+    matrices: tuple[Matrix, ...] | None
+    """Of constant integer weights: one per tap, rows before columns."""
+    requantize: Requantization | None
+    float_range: tuple[np.float32, np.float32] | None
+
+
+def _tap_matrices(weights: Array, largest: int) -> tuple[Matrix, ...]:
+    bound = largest * weights.shape[1] * weights.shape[2]  # an output adds up what all taps give
+    return tuple(
+        Matrix.of(weights[:, y, x].T[None], bound) for y in range(weights.shape[1]) for x in range(weights.shape[2])
+    )
+
+
+def _transposed_parameters(node: Node) -> Transposed:
+    filters, image, output = node.input(1), node.input(2), node.output()
+    kinds = (image.type, filters.type)
+    node.need(kinds in TYPES and filters.type != "INT4", "no kernel for these types", " and ".join(kinds))
+    weights = node.constant(1)
+    matrices = requantize = None
+    if image.type != "FLOAT32":
+        requantize = requantization(node, *convolution_scales(node, 2, 1, filters.shape[0]), 3)
+        requantize = replace(requantize, wide=image.type == "INT16")
+        matrices = None if weights is None else _tap_matrices(weights, 2 * TYPES[kinds])
+    return Transposed(
+        window(node, output.shape, (filters.shape[1], filters.shape[2])),
+        zero_of(image) if image.type == "INT8" else 0,
+        image.shape[1],
+        image.shape[2],
+        matrices,
+        requantize,
+        float_range(node) if image.type == "FLOAT32" else None,
+    )
+
+
+def _sources(axis: Axis, start: int, end: int, length: int) -> tuple[int, int]:
+    """Give the inputs that reach outputs `[start, end)` of a transposed convolution."""
+    first = min(max(-((axis.size - 1 - axis.before - start) // axis.stride), 0), length)
+    return first, max(min((end - 1 + axis.before) // axis.stride + 1, length), first)
+
+
+def _transposed_needs(parameters: Transposed, region: Region) -> Held:
+    rows, columns = parameters.window
+    return (
+        None,
+        None,
+        Region(
+            *_sources(rows, region.top, region.bottom, parameters.height),
+            *_sources(columns, region.left, region.right, parameters.width),
+        ),
+        None,
+    )
+
+
+def _reached(axis: Axis, tap: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> tuple[slice, slice]:
+    """Say which of the inputs `[first, last)` a tap brings to which of the outputs `[start, end)`."""
+    moved = tap - axis.before
+    first = max(inputs[0], -((moved - outputs[0]) // axis.stride))
+    last = min(inputs[1], (outputs[1] - 1 - moved) // axis.stride + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0)
+    start = first * axis.stride + moved - outputs[0]
+    return slice(first - inputs[0], last - inputs[0]), slice(
+        start, start + (last - first - 1) * axis.stride + 1, axis.stride
+    )
+
+
+def _transposed_part(parameters: Transposed, inputs: Inputs, held: Held, outputs: Outputs, region: Region) -> None:
+    weights, image = inputs[1], inputs[2]
+    bias = inputs[3] if len(inputs) > 3 else None
+    needed, place, output = _transposed_needs(parameters, region)[2], held[2], outputs[0]
+    assert weights is not None  # Node.input saw both
+    assert image is not None
+    assert needed is not None  # the third input is the image
+    assert place is not None
+    seen = needed.of(image, place)
+    matrices = parameters.matrices
+    if parameters.requantize is not None:
+        seen = seen.astype(np.int64) - parameters.zero
+        matrices = matrices or _tap_matrices(weights, 65536)
+    total: Any = np.zeros((*output.shape[:3], weights.shape[0]), np.float32 if matrices is None else np.int64)
+    rows, columns = parameters.window
+    # From the last tap to the first: an output meets its inputs in their order, which decides how floats are rounded.
+    for y in reversed(range(rows.size)):
+        from_rows, to_rows = _reached(rows, y, (needed.top, needed.bottom), (region.top, region.bottom))
+        for x in reversed(range(columns.size)):
+            from_columns, to_columns = _reached(columns, x, (needed.left, needed.right), (region.left, region.right))
+            given, made = seen[:, from_rows, from_columns], total[:, to_rows, to_columns]
+            if not given.size or not made.size:
+                continue
+            if matrices is not None:
+                flat = given.reshape(-1, given.shape[3])
+                made += matrices[y * columns.size + x].multiply(flat).reshape(made.shape)
+                continue
+            for c in range(given.shape[3]):
+                made += given[..., c, None] * weights[:, y, x, c]
+    if bias is not None:
+        total += bias
+    if parameters.requantize is not None:
+        output[...] = parameters.requantize(total)
+        return
+    assert parameters.float_range is not None  # set where there is no requantization
+    output[...] = np.clip(total, *parameters.float_range)
+
+
 CONVOLUTION = Kernel(_parameters, needs=_needs, part=_part)
 """CONV_2D and DEPTHWISE_CONV_2D: 8-bit, with weights of 8 or 4 bits; 16x8-bit; float."""
+
+TRANSPOSED = Kernel(_transposed_parameters, needs=_transposed_needs, part=_transposed_part)
+"""TRANSPOSE_CONV: 8-bit, 16x8-bit, float."""

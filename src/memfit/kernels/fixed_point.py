@@ -267,3 +267,93 @@ def reciprocal(x: Ints, integer_bits: int) -> tuple[Ints, Ints]:
     zeros = leading_zeros(x)
     rest = wrap32((x << zeros) - (1 << 31))
     return reciprocal_of_one_plus(rest), integer_bits - zeros
+
+
+def multiplier_of(real: float) -> tuple[int, int]:
+    """Write a real factor as `quantize_multiplier` does, but leave a multiplier of 2^31 as it is, as C++ does not care.
+
+    >>> multiplier_of(8.0)
+    (1073741824, 4)
+    """
+    fraction, shift = math.frexp(real)
+    return int(round_half_away(fraction * (1 << 31))), shift
+
+
+def inverse_square_root(x: int) -> tuple[int, int]:
+    """Give 1/√x as a multiplier and a shift, for an integer x ≥ 0.
+
+    Source: GetInvSqrtQuantizedMultiplierExp, common.h: five steps of Newton's method from 1, three integer bits.
+
+    >>> multiplier, shift = inverse_square_root(16)
+    >>> round(multiplier * 2.0**shift / 2**31, 6)
+    0.25
+    """
+    if x <= 1:
+        return INT32_MAX, 0
+    shift = 11
+    while x >= 1 << 29:
+        x //= 4
+        shift += 1
+    pairs = (32 - x.bit_length() - 1) // 2 - 1
+    shift -= pairs
+    value = np.array(x << (2 * pairs), np.int64) >> 1
+    half = divide_by_power(value, 1)
+    guess = np.array(1 << 28, np.int64)
+    for _ in range(5):
+        cube = multiply_by_power(high_mul(high_mul(guess, guess), guess), 6)
+        guess = multiply_by_power(high_mul((1 << 28) + (1 << 27), guess) - high_mul(half, cube), 3)
+    made = int(high_mul(guess, 1518500250))  # √2/2
+    if shift < 0:
+        made, shift = made << -shift, 0
+    return made, -shift
+
+
+def half_sum(a: Ints, b: int) -> Ints:
+    """Give (a + b)/2, halves away from zero: RoundingHalfSum, fixedpoint.h.
+
+    >>> half_sum(np.array([2, -4]), 1).tolist()
+    [2, -2]
+    """
+    total = a + b
+    made: Ints = np.sign(total) * ((np.abs(total) + 1) // 2)
+    return made
+
+
+def logarithm(x: Ints, input_bits: int, output_bits: int) -> Ints:
+    """Give the natural logarithm of x ≥ 1; `x` and the result have that many integer bits.
+
+    Source: log_x_for_x_greater_than_or_equal_to_1_impl, common.h.
+
+    >>> (logarithm(np.array([1 << 19, 3 << 19]), 12, 5) / 2**26).round(5).tolist()
+    [0.0, 1.09861]
+    """
+    accumulator = output_bits + 1
+    log_2, root_half, fourth_root_half = 1488522236, 1518500250, 1805811301
+    n, d, i, f = 117049297, 127690142, 1057819769, 638450708
+    quarter = divide_by_power(1 << 29, accumulator)
+    zeros = leading_zeros(x)
+    first = _saturating_shift(high_mul(_saturating_shift(x, zeros - 1), root_half), 1)
+    first_power = _clip32(_saturating_shift(input_bits - zeros, 31 - accumulator) + quarter)
+    room = leading_zeros(high_mul(x, root_half)) - 1
+    second = _saturating_shift(x, room)
+    second_power = _clip32(_saturating_shift(input_bits - room, 31 - accumulator) - quarter)
+    r, power = np.minimum(first, second), np.maximum(first_power, second_power)
+    p = half_sum(r, fourth_root_half)
+    q = 2 * (r - fourth_root_half)
+    square = high_mul(q, q)
+    above = high_mul(q, r) + high_mul(high_mul(q, square), n)
+    below = high_mul(p, i + q + high_mul(d, square)) + high_mul(f, q)
+    fraction = high_mul(divide_by_power(above, accumulator), reciprocal_of_one_plus(below))
+    return multiply_by_power(high_mul(power, log_2) + fraction, 1)
+
+
+def _clip32(x: Ints) -> Ints:
+    return np.clip(x, INT32_MIN, INT32_MAX)
+
+
+def _saturating_shift(x: Ints, amounts: IntsLike) -> Ints:
+    """Shift left, saturating: SaturatingRoundingMultiplyByPOTParam, common.h; an amount per element."""
+    threshold = (np.int64(1) << (31 - np.asarray(amounts, np.int64))) - 1
+    made = np.where(x > threshold, INT32_MAX, wrap32(x << amounts))
+    made = np.where(x < -threshold, INT32_MIN, made)
+    return np.where(np.asarray(amounts) == 0, x, made)

@@ -185,12 +185,12 @@ class Kernel:
                 with an input only where they are equal and the operator is element-wise.
         """
         if self.whole is not None:
-            self.whole(parameters, inputs, outputs)
+            with np.errstate(all="ignore"):  # floats overflow as quietly as in C++
+                self.whole(parameters, inputs, outputs)
             return
-        assert self.part is not None  # an entry of the table has one of the two
         region = Region(0, outputs[0].shape[1], 0, outputs[0].shape[2])
         held = [Region(0, x.shape[1], 0, x.shape[2]) if x is not None and x.ndim == 4 else None for x in inputs]
-        self.part(parameters, inputs, held, outputs, region)
+        self.run_region(parameters, inputs, held, outputs, region)
 
     @property
     def by_regions(self) -> bool:
@@ -215,5 +215,6 @@ class Kernel:
             outputs: arrays (batch, region.height, region.width, channels).
             region: rows and columns of the output.
         """
-        assert self.part is not None  # asked for only where by_regions
-        self.part(parameters, inputs, held, outputs, region)
+        assert self.part is not None  # an entry of the table has a whole or a part, and this is for those with a part
+        with np.errstate(all="ignore"):
+            self.part(parameters, inputs, held, outputs, region)

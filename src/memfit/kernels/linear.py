@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memfit.kernels.activation import float_range
+from memfit.kernels.activation import LIMITS, float_range
 from memfit.kernels.convolution import TYPES, Matrix, Requantization, convolution_scales, requantization
-from memfit.kernels.fixed_point import Ints, quantize_multipliers
+from memfit.kernels.fixed_point import Ints, quantize_multiplier, quantize_multipliers
 from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, scale_of, zero_of
 
 
@@ -92,3 +92,49 @@ def sequential_product(left: Array, right: Array) -> Array:
 
 LINEAR = Kernel(_parameters, _whole)
 """FULLY_CONNECTED: 8-bit, with weights of 8 or 4 bits; 16x8-bit; float."""
+
+
+# -- batches of matrices ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Product:
+    """Parameters of BATCH_MATMUL."""
+
+    transposed: tuple[bool, bool]
+    zeros: tuple[int, int]
+    requantize: Requantization | None
+
+
+def _product_parameters(node: Node) -> Product:
+    left, right, output = node.input(0), node.input(1), node.output()
+    node.need(
+        left.type == right.type and left.type in ("INT8", "INT16", "FLOAT32"), "no kernel for this type", left.type
+    )
+    flags = bool(node.option("adj_x")), bool(node.option("adj_y"))
+    if left.type == "FLOAT32":
+        return Product(flags, (0, 0), None)
+    product = float(np.float32(scale_of(left)) * np.float32(scale_of(right)))  # single precision here too
+    multiplier, shift = (np.array([v]) for v in quantize_multiplier(product / scale_of(output)))
+    requantize = Requantization(multiplier, shift, zero_of(output), *LIMITS[output.type], wide=left.type == "INT16")
+    return Product(flags, (zero_of(left), zero_of(right)), requantize)
+
+
+def _product(parameters: Product, inputs: Inputs, outputs: Outputs) -> None:
+    left, right = inputs[0], inputs[1]
+    assert left is not None  # Node.input saw both
+    assert right is not None
+    if parameters.transposed[0]:
+        left = left.swapaxes(-1, -2)
+    if parameters.transposed[1]:
+        right = right.swapaxes(-1, -2)
+    if parameters.requantize is None:
+        outputs[0][...] = sequential_product(left, right)
+        return
+    # Sums of products of numbers of 17 bits at the most are exact in double precision, up to 2^19 of them.
+    wide = np.matmul(left.astype(np.float64) - parameters.zeros[0], right.astype(np.float64) - parameters.zeros[1])
+    outputs[0][...] = parameters.requantize(wide.astype(np.int64))
+
+
+PRODUCT = Kernel(_product_parameters, _product)
+"""BATCH_MATMUL: 8-bit, 16-bit, float."""

@@ -1,7 +1,7 @@
 """Operators that only move elements: reshaping, transposing, slicing, joining, padding.
 
 Sources in tflite-micro: micro/kernels/{reshape,transpose,concatenation,split,split_v,pack,unpack,pad,pad_common,
-mirror_pad,slice,strided_slice,gather,space_to_depth,depth_to_space}*.cc and kernels/internal/reference/ beside them.
+mirror_pad,slice,strided_slice}*.cc and kernels/internal/reference/ beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, zero_of
 
 
-def _given(inputs: Inputs, position: int = 0) -> Array:
+def given(inputs: Inputs, position: int = 0) -> Array:
+    """Give an input that is there."""
     found = inputs[position]
     assert found is not None  # Node.input saw it
     return found
@@ -25,7 +26,7 @@ def moves(parameters: Callable[[Node], Any], move: Callable[[Any, Array], Array]
     """Make a kernel from a function that gives the output's values out of the first input."""
 
     def whole(own: Any, inputs: Inputs, outputs: Outputs) -> None:
-        outputs[0][...] = move(own, _given(inputs))
+        outputs[0][...] = move(own, given(inputs))
 
     return Kernel(parameters, whole)
 
@@ -34,14 +35,15 @@ def moves(parameters: Callable[[Node], Any], move: Callable[[Any, Array], Array]
 
 
 def _copy(_: None, inputs: Inputs, outputs: Outputs) -> None:
-    outputs[0][...] = _given(inputs).reshape(outputs[0].shape)
+    outputs[0][...] = given(inputs).reshape(outputs[0].shape)
 
 
-def _nothing(node: Node) -> None:
+def nothing(node: Node) -> None:
+    """Prepare nothing."""
     node.input(0)
 
 
-RESHAPE = Kernel(_nothing, _copy)
+RESHAPE = Kernel(nothing, _copy)
 """RESHAPE, SQUEEZE and EXPAND_DIMS: the same elements in the same order."""
 
 
@@ -82,7 +84,7 @@ def _concatenation_parameters(node: Node) -> Joined:
 
 
 def _concatenate(parameters: Joined, inputs: Inputs, outputs: Outputs) -> None:
-    np.concatenate([_given(inputs, position) for position in range(len(inputs))], parameters.axis, out=outputs[0])
+    np.concatenate([given(inputs, position) for position in range(len(inputs))], parameters.axis, out=outputs[0])
 
 
 def _concatenation_needs(parameters: Joined, region: Region) -> Held:
@@ -106,7 +108,7 @@ def _concatenation_part(parameters: Joined, inputs: Inputs, held: Held, outputs:
         place = held[position]
         assert needed is not None  # all inputs are images
         assert place is not None
-        parts.append(needed.of(_given(inputs, position), place))
+        parts.append(needed.of(given(inputs, position), place))
     np.concatenate(parts, parameters.axis, out=outputs[0])
 
 
@@ -129,7 +131,7 @@ def _splits(position: int) -> Kernel:
     """Make the kernel of SPLIT, whose axis comes first, or of SPLIT_V."""
 
     def whole(parameters: Joined, inputs: Inputs, outputs: Outputs) -> None:
-        _split_into(parameters, _given(inputs, position), outputs)
+        _split_into(parameters, given(inputs, position), outputs)
 
     return Kernel(_split_parameters, whole)
 
@@ -142,11 +144,11 @@ def _pack_axis(node: Node) -> int:
 
 
 def _pack(axis: int, inputs: Inputs, outputs: Outputs) -> None:
-    np.stack([_given(inputs, position) for position in range(len(inputs))], axis, out=outputs[0])
+    np.stack([given(inputs, position) for position in range(len(inputs))], axis, out=outputs[0])
 
 
 def _unpack(axis: int, inputs: Inputs, outputs: Outputs) -> None:
-    for output, part in zip(outputs, np.moveaxis(_given(inputs), axis, 0), strict=True):
+    for output, part in zip(outputs, np.moveaxis(given(inputs), axis, 0), strict=True):
         output[...] = part
 
 
@@ -187,14 +189,14 @@ def _pad_parameters(node: Node) -> Padding:
 
 
 def _fill(parameters: Padding, inputs: Inputs) -> Any:
-    return parameters.fill if parameters.fill is not None else _given(inputs, 2).reshape(-1)[0]
+    return parameters.fill if parameters.fill is not None else given(inputs, 2).reshape(-1)[0]
 
 
 def _pad(parameters: Padding, inputs: Inputs, outputs: Outputs) -> None:
     outputs[0][...] = _fill(parameters, inputs)
     inside = tuple(slice(before, before + size)
                    for (before, _), size in zip(parameters.around, parameters.shape, strict=True))  # fmt: skip
-    outputs[0][inside] = _given(inputs)
+    outputs[0][inside] = given(inputs)
 
 
 def _pad_needs(parameters: Padding, region: Region) -> Held:
@@ -219,7 +221,7 @@ def _pad_part(parameters: Padding, inputs: Inputs, held: Held, outputs: Outputs,
     n, c = parameters.around[0][0], parameters.around[3][0]
     output[
         n : n + parameters.shape[0], top : top + needed.height, left : left + needed.width, c : c + parameters.shape[3]
-    ] = needed.of(_given(inputs), place)
+    ] = needed.of(given(inputs), place)
 
 
 PAD = Kernel(_pad_parameters, _pad, _pad_needs, _pad_part)
@@ -255,7 +257,7 @@ def _strided_slice_parameters(node: Node) -> tuple[slice | int, ...]:
             continue
         begin, end, stride = begins[axis], ends[axis], strides[axis]
         if masks["shrink_axis_mask"] >> axis & 1:
-            found.append(begin % size)
+            found.append(0 if masks["begin_mask"] >> axis & 1 else begin % size)
             continue
         first = None if masks["begin_mask"] >> axis & 1 else begin
         last = None if masks["end_mask"] >> axis & 1 else end
@@ -266,55 +268,7 @@ def _strided_slice_parameters(node: Node) -> tuple[slice | int, ...]:
 
 
 def _strided(where: tuple[slice | int, ...], inputs: Inputs, outputs: Outputs) -> None:
-    outputs[0][...] = _given(inputs)[where].reshape(outputs[0].shape)
+    outputs[0][...] = given(inputs)[where].reshape(outputs[0].shape)
 
 
 STRIDED_SLICE = Kernel(_strided_slice_parameters, _strided)
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Parameters of GATHER."""
-
-    axis: int
-    batches: int
-
-
-def _gather_parameters(node: Node) -> Gathered:
-    batches = int(node.option("batch_dims"))
-    node.need(batches >= 0, "a negative number of batch dimensions", batches)
-    return Gathered(_axis(node, len(node.input(0).shape)), batches)
-
-
-def _gather(parameters: Gathered, inputs: Inputs, outputs: Outputs) -> None:
-    x, indices, output = _given(inputs), _given(inputs, 1), outputs[0]
-    if not parameters.batches:
-        output[...] = np.take(x, indices, parameters.axis)
-        return
-    for place in np.ndindex(x.shape[: parameters.batches]):
-        output[place] = np.take(x[place], indices[place], parameters.axis - parameters.batches)
-
-
-GATHER = Kernel(_gather_parameters, _gather)
-
-
-# -- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def _block(node: Node) -> int:
-    return int(node.option("block_size"))
-
-
-def _to_depth(size: int, x: Array) -> Array:
-    n, h, w, c = x.shape
-    blocks = x.reshape(n, h // size, size, w // size, size, c)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // size, w // size, size * size * c)
-
-
-def _to_space(size: int, x: Array) -> Array:
-    n, h, w, c = x.shape
-    blocks = x.reshape(n, h, w, size, size, c // (size * size))
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, h * size, w * size, c // (size * size))
-
-
-SPACE_TO_DEPTH, DEPTH_TO_SPACE = moves(_block, _to_depth), moves(_block, _to_space)

@@ -1,4 +1,4 @@
-"""AVERAGE_POOL_2D and MAX_POOL_2D; sources: integer_ops/pooling.h and reference/pooling.h of tflite-micro."""
+"""AVERAGE_POOL_2D, MAX_POOL_2D and L2_POOL_2D: integer_ops/pooling.h and reference/pooling.h of tflite-micro."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ class Pooling:
     """Parameters of a pooling operator."""
 
     window: Window
-    average: bool
+    kind: str
+    """AVERAGE, MAX or L2."""
     low: float
     high: float
 
 
 def _parameters(node: Node) -> Pooling:
     image = node.input(0)
-    node.need(image.type in ("INT8", "INT16", "FLOAT32"), "no kernel for this type", image.type)
+    types = ("FLOAT32",) if node.operator.name == "L2_POOL_2D" else ("INT8", "INT16", "FLOAT32")
+    node.need(image.type in types, "no kernel for this type", image.type)
     low, high = float_range(node) if image.type == "FLOAT32" else activation_range(node, node.output())
     kernel = (node.option("filter_height"), node.option("filter_width"))
-    return Pooling(window(node, image.shape, kernel), node.operator.name == "AVERAGE_POOL_2D", float(low), float(high))
+    return Pooling(window(node, image.shape, kernel), node.operator.name.split("_")[0], float(low), float(high))
 
 
 def _needs(parameters: Pooling, region: Region) -> Held:
@@ -45,9 +47,9 @@ def _part(parameters: Pooling, inputs: Inputs, held: Held, outputs: Outputs, reg
     assert place is not None
     rows, columns = parameters.window
     lowest = np.finfo(np.float32).min if image.dtype.kind == "f" else np.iinfo(image.dtype).min
-    fill = 0.0 if parameters.average else float(lowest)
+    fill = float(lowest) if parameters.kind == "MAX" else 0.0
     taps = parameters.window.taps(parameters.window.padded(image, place, region, fill), region)
-    if not parameters.average:
+    if parameters.kind == "MAX":
         made = taps[:, :, :, 0, 0].copy()
         for y in range(rows.size):
             for x in range(columns.size):
@@ -59,13 +61,16 @@ def _part(parameters: Pooling, inputs: Inputs, held: Held, outputs: Outputs, reg
     total = np.zeros(taps[:, :, :, 0, 0].shape, np.float32 if image.dtype.kind == "f" else np.int64)
     for y in range(rows.size):  # in C++'s order, for the sake of floats
         for x in range(columns.size):
-            total += taps[:, :, :, y, x]
+            tap = taps[:, :, :, y, x]
+            total += tap * tap if parameters.kind == "L2" else tap
     if image.dtype.kind == "f":
         mean = total / count.astype(np.float32)
+        if parameters.kind == "L2":
+            mean = np.sqrt(mean)
     else:  # halves away from zero; C++ divides towards zero
         mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
     output[...] = np.clip(mean, parameters.low, parameters.high)
 
 
 POOLING = Kernel(_parameters, needs=_needs, part=_part)
-"""AVERAGE_POOL_2D and MAX_POOL_2D: 8-bit, 16-bit, float."""
+"""AVERAGE_POOL_2D and MAX_POOL_2D: 8-bit, 16-bit, float; L2_POOL_2D: float."""

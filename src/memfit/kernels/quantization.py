@@ -12,7 +12,7 @@ import numpy as np
 from memfit.kernels.activation import LIMITS
 from memfit.kernels.elementwise import INT8_VALUES, elementwise, lookup
 from memfit.kernels.fixed_point import Ints, quantize_multiplier, scale
-from memfit.kernels.kernel import Array, Node, scale_of, zero_of
+from memfit.kernels.kernel import DTYPES, Array, Node, scale_of, zero_of
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,21 @@ def _dequantize(parameters: Affine, inputs: list[Array]) -> Array:
 
 
 DEQUANTIZE = elementwise(_dequantize_parameters, _dequantize)
+
+
+def _cast_parameters(node: Node) -> str:
+    kinds = node.input(0).type, node.output().type
+    node.need(all(kind in DTYPES for kind in kinds), "no kernel for these types", " to ".join(kinds))
+    return DTYPES[kinds[1]]
+
+
+def _cast(kind: str, inputs: list[Array]) -> Array:
+    """Convert: floats towards zero and saturating, integers cut to the width."""
+    x, target = inputs[0], np.dtype(kind)
+    if x.dtype.kind == "f" and target.kind == "i":
+        limits = np.iinfo(target)
+        return np.clip(np.trunc(x.astype(np.float64)), limits.min, limits.max).astype(target)
+    return x.astype(target)
+
+
+CAST = elementwise(_cast_parameters, _cast)

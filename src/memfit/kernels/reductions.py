@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memfit.kernels.activation import LIMITS
-from memfit.kernels.fixed_point import quantize_multiplier, scale
+from memfit.kernels.fixed_point import Ints, quantize_multiplier, scale
 from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, scale_of, zero_of
 
 
@@ -63,6 +63,8 @@ def _whole(parameters: Reduction, inputs: Inputs, outputs: Outputs) -> None:
         output[...] = x.max(axis=parameters.axes).reshape(output.shape)
     elif parameters.operator == "REDUCE_MIN":
         output[...] = x.min(axis=parameters.axes).reshape(output.shape)
+    elif parameters.operator == "REDUCE_ALL":
+        output[...] = x.all(axis=parameters.axes).reshape(output.shape)
     elif x.dtype.kind == "f":
         total = _sum_of_floats(x, parameters.axes)
         mean = total / np.float32(parameters.count) if parameters.operator == "MEAN" else total
@@ -75,3 +77,72 @@ def _whole(parameters: Reduction, inputs: Inputs, outputs: Outputs) -> None:
 
 
 REDUCTION = Kernel(_parameters, _whole)
+
+
+# -- places of extremes -----------------------------------------------------------------------------------------------
+
+
+def _arg_parameters(node: Node) -> tuple[int, bool]:
+    return node.numbers(1)[0] % len(node.input(0).shape), node.operator.name == "ARG_MAX"
+
+
+def _arg(parameters: tuple[int, bool], inputs: Inputs, outputs: Outputs) -> None:
+    axis, largest = parameters
+    x = inputs[0]
+    assert x is not None  # Node.input saw it
+    outputs[0][...] = (np.argmax if largest else np.argmin)(x, axis=axis).reshape(outputs[0].shape)
+
+
+ARG = Kernel(_arg_parameters, _arg)
+"""ARG_MAX and ARG_MIN: the first of equals."""
+
+
+# -- running sums -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunningSum:
+    """Parameters of CUMSUM."""
+
+    axis: int
+    exclusive: bool
+    reverse: bool
+    zero: int
+    """Of the input."""
+    output_zero: int
+    multiplier: int
+    shift: int
+
+
+def _cumsum_parameters(node: Node) -> RunningSum:
+    source, output = node.input(0), node.output()
+    node.need(source.type in ("INT8", "FLOAT32"), "no kernel for this type", source.type)
+    axis = node.numbers(1)[0] % len(source.shape)
+    multiplier, shift = 0, 0
+    if source.type == "INT8":
+        multiplier, shift = quantize_multiplier(2 * scale_of(source) / ((1 << 20) * scale_of(output)))
+    return RunningSum(axis, bool(node.option("exclusive")), bool(node.option("reverse")), zero_of(source),
+                      zero_of(output), multiplier, shift)  # fmt: skip
+
+
+def _cumsum(parameters: RunningSum, inputs: Inputs, outputs: Outputs) -> None:
+    x = inputs[0]
+    assert x is not None  # Node.input saw it
+    floats = x.dtype.kind == "f"
+    values = np.moveaxis(x if floats else (x.astype(np.int64) - parameters.zero) << 19, parameters.axis, 0)
+    # The source starts an integer sum at minus the zero point, on the common scale (CumSum, cumsum.h).
+    start = 0 if floats else -parameters.zero << 19
+    total: Ints | Array = np.full(values.shape[1:], start, values.dtype)
+    made = np.empty_like(values)
+    order = range(len(values))
+    for place in reversed(order) if parameters.reverse else order:
+        after = total + values[place]
+        made[place] = total if parameters.exclusive else after
+        total = after
+    made = np.moveaxis(made, 0, parameters.axis)
+    if not floats:
+        made = np.clip(scale(made, parameters.multiplier, parameters.shift) + parameters.output_zero, -128, 127)
+    outputs[0][...] = made
+
+
+CUMSUM = Kernel(_cumsum_parameters, _cumsum)
