@@ -120,9 +120,11 @@ class Network:
         return replace(graph, notes=tuple(n for n in graph.notes if "MACs are counted as 0" not in n))
 
     def _compare(self, runner: Runner, inputs: list[Tensor], args: Any, kwargs: Any) -> None:
+        found = runner.run(inputs)
+        args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         try:
             with torch.no_grad():
-                own = list(tensors_in((self.what.model(*args, **kwargs),)))
+                own = list(tensors_in((self.what.model(*args, **kwargs),)))  # which may write to its input
         except MemfitError:
             raise
         except Exception as error:
@@ -132,7 +134,6 @@ class Network:
                 received=", ".join(format_shape(tuple(t.shape)) for t in inputs),
                 todo="check the data",
             ) from error
-        found = runner.run(inputs)
         if len(own) != len(found) or not all(_same(a, b) for a, b in zip(own, found, strict=True)):
             raise CaptureError(
                 "running this network operation by operation does not give what the model gives",

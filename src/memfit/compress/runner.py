@@ -38,7 +38,7 @@ class Cut:
     layer: int
     """Number of the layer in `Runner.layers`."""
     output: Tensor
-    """What the layer put out."""
+    """What the layer put out, before a hook replaced it."""
     kept: Mapping[_Key, Cell]
 
     @property
@@ -122,6 +122,7 @@ class Runner:
                 self._ready_after.setdefault(index, []).append(number)
         self._steps = [self._step(op) for op in graph.ops]
         self._free_dead()
+        self._free_of_inputs = self._find_free_of_inputs()
         self._plans: dict[tuple[int, ...], _Plan] = {}
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -168,16 +169,17 @@ class Runner:
         chosen = tuple(sorted(set(range(len(self.layers)) if layers is None else layers)))
         plan = self._plan(tuple(k for k in chosen if self.layers[k].result >= 0))
         run = _Run(self, self._begin(inputs), on_output, weights)
+        run.watched = frozenset(plan.needs)
         users = dict(plan.users)
-        kept: dict[_Key, Cell] = {}
+        kept = self._invariant(plan, on_output, weights)
         for index in range(-1, len(self._steps)):
             run.advance(index, plan.saves.get(index, ()), kept)
             for number in plan.due.get(index, ()):
                 cells = {key: kept[key] for key in plan.needs[number]}
                 result = self.layers[number].result
-                output = self._windows.look(cells[self._windows.storage[result], self._versions[number]], result)
-                yield Cut(number, output, cells)
-                del cells, output
+                own = run.raw.pop(number, None) or cells[self._windows.storage[result], self._versions[number]]
+                yield Cut(number, self._windows.look(own, result), cells)
+                del cells, own
                 for key in plan.needs[number]:
                     users[key] -= 1
                     if not users[key]:
@@ -204,12 +206,12 @@ class Runner:
         """
         number = cut.layer
         plan = self._plan_with(number)
-        result, ready = self.layers[number].result, self._ready[number]
+        result = self.layers[number].result
         storage = self._windows.storage[result]
         run = _Run(self, dict(self._static), on_output, weights)
         run.changed = set()
         again = plan.after_weights[number]
-        if output is None and not any(index <= ready for index in again):
+        if output is None and number not in plan.recomputed:
             output = cut.output
             if on_output is not None:
                 with torch.no_grad():
@@ -233,7 +235,8 @@ class Runner:
     def parameters(self, layer: int) -> dict[str, Tensor]:
         """Give the parameters that a layer's operations read, by name, tied ones included; they must not be changed."""
         tensors, storages = self.graph.tensors, self.graph.storages
-        read = {tensors[i].storage for index in self.layers[layer].ops for i in self.graph.ops[index].inputs}
+        used = (self.graph.ops[index] for index in self.layers[layer].ops if not self._only_views(index))
+        read = {tensors[i].storage for op in used for i in op.inputs}
         return {
             name: self._windows.look(self._static[tensors[tid].storage], tid)
             for name, tid in self._named.items()
@@ -260,6 +263,29 @@ class Runner:
                 continue
             held.setdefault(value.storage, Cell(frozen=True)).views[self._windows.number[value.id]] = tensor
         return held
+
+    def _invariant(self, plan: _Plan, hook: Hook | None, weights: Weights | None) -> dict[_Key, Cell]:
+        """Compute beforehand what layers' followers read and no input decides, such as a standardized weight."""
+        kept: dict[_Key, Cell] = {}
+        if plan.invariant_saves:
+            run = _Run(self, dict(self._static), hook, weights)
+            for index in self._free_of_inputs:
+                run.advance(index, plan.invariant_saves.get(index, ()), kept)
+        return kept
+
+    def _find_free_of_inputs(self) -> list[int]:
+        """List the operations whose results are the same for every input."""
+        graph, tensors = self.graph, self.graph.tensors
+        decided = {tensors[i].storage for i in graph.inputs}
+        found = []
+        for op in graph.ops:
+            touched = {tensors[i].storage for i in (*op.inputs, *op.outputs)}
+            drawn = torch.Tag.nondeterministic_seeded in function_of(op.target).tags
+            if drawn or touched & decided or (self._steps[op.index].written and touched & set(self._static)):
+                decided |= {tensors[i].storage for i in op.outputs} - set(self._static)
+            else:
+                found.append(op.index)
+        return found
 
     def _begin(self, inputs: Sequence[Tensor]) -> State:
         if len(inputs) != len(self.graph.inputs):
@@ -307,6 +333,11 @@ class Runner:
             inner, written = step.function, _written(function)
             step.function = lambda *args, **kwargs: [*written(args, kwargs), inner(*args, **kwargs)]
         return step
+
+    def _only_views(self, index: int) -> bool:
+        """Tell whether an operation only looks at the model's own tensors, such as the transpose of a weight."""
+        outputs = self.graph.ops[index].outputs
+        return bool(outputs) and all(self._windows.storage[t] in self._static for t in outputs)
 
     def _is_static(self, key: _Key) -> bool:
         return key[1] == 0 and key[0] in self._static
@@ -360,13 +391,17 @@ class Runner:
 class _Run:
     """One run under way."""
 
-    __slots__ = ("changed", "hook", "overlays", "runner", "state", "weights")
+    __slots__ = ("changed", "hook", "overlays", "raw", "runner", "state", "watched", "weights")
 
     def __init__(self, runner: Runner, state: State, hook: Hook | None, weights: Weights | None) -> None:
         self.runner, self.state, self.hook = runner, state, hook
         self.weights = weights or {}
         self.overlays: dict[int, State] = {}
         self.changed: set[int] | None = None
+        """Storages that differ from what is kept."""
+        self.watched: frozenset[int] = frozenset()
+        self.raw: dict[int, Cell] = {}
+        """What watched layers put out, where the hook replaced it."""
 
     def advance(self, index: int, saves: Sequence[_Key] = (), kept: dict[_Key, Cell] | None = None) -> None:
         """Run one operation, let the hook see the layers that it completes, keep what is to be kept, drop the dead."""
@@ -418,9 +453,13 @@ class _Run:
         windows = self.runner._windows
         for number in self.runner._ready_after.get(index, ()):
             tid = self.runner.layers[number].result
+            cell = self.state[windows.storage[tid]]
             assert self.hook is not None
-            found = self.hook(number, windows.look(self.state[windows.storage[tid]], tid))
+            found = self.hook(number, windows.look(cell, tid))
             if found is not None:
+                if number in self.watched:
+                    cell.frozen = True
+                    self.raw[number] = cell
                 self.replace(number, found)
 
     def _call(self, index: int) -> None:
@@ -486,6 +525,7 @@ class _Plan:
     def __init__(self, runner: Runner, chosen: tuple[int, ...]) -> None:
         graph, tensors = runner.graph, runner.graph.tensors
         bits = {number: 1 << place for place, number in enumerate(chosen)}
+        free = set(runner._free_of_inputs)
         by_weights: dict[int, int] = {}
         by_output: dict[int, int] = {}
         needs: dict[_Key, int] = {}
@@ -493,6 +533,9 @@ class _Plan:
         self.after_weights: dict[int, list[int]] = {number: [] for number in chosen}
         """Operations to run again when the layer's parameters change, by layer."""
         self.after_output: dict[int, list[int]] = {number: [] for number in chosen}
+        """The same when only its output changes."""
+        self.recomputed: set[int] = set()
+        """Layers whose output depends on parameters of theirs."""
 
         def complete(index: int) -> None:
             for number in runner._ready_after.get(index, ()):
@@ -500,6 +543,8 @@ class _Plan:
                 key = (storage, runner._versions[number])
                 made[key] = max(made.get(key, BEFORE), index)
                 bit = bits.get(number, 0)
+                if by_weights.get(storage, 0) & bit:
+                    self.recomputed.add(number)
                 by_weights[storage] = by_weights.get(storage, 0) | bit
                 by_output[storage] = by_output.get(storage, 0) | bit
                 if bit:
@@ -507,7 +552,7 @@ class _Plan:
 
         complete(BEFORE)
         for op in graph.ops:
-            owner = bits.get(runner._owner[op.index], 0)
+            owner = 0 if runner._only_views(op.index) else bits.get(runner._owner[op.index], 0)
             weights = output = 0
             for i in op.inputs:
                 storage = tensors[i].storage
@@ -540,9 +585,15 @@ class _Plan:
         """What to keep after each operation."""
         self.users: dict[_Key, int] = {}
         """How many layers each kept value is for."""
+        self.invariant_saves: dict[int, list[_Key]] = {}
+        """What to keep after operations that no input decides, before all others run."""
         last = dict.fromkeys(chosen, BEFORE)
         for key, mask in needs.items():
-            self.saves.setdefault(made[key], []).append(key)
+            if made[key] in free:
+                self.invariant_saves.setdefault(made[key], []).append(key)
+                made[key] = BEFORE
+            else:
+                self.saves.setdefault(made[key], []).append(key)
             self.users[key] = mask.bit_count()
             for number in _numbers(mask, chosen):
                 self.needs[number].append(key)
