@@ -57,7 +57,7 @@ def softmax_scale(beta: float, scale: float) -> tuple[int, int, int]:
     Source: PreprocessSoftmaxScaling and CalculateInputRadius, quantization_util.cc.
 
     >>> softmax_scale(1.0, 0.05)
-    (1717986944, 22, -495)
+    (1717986918, 22, -496)
     """
     real = min(beta * scale * (1 << (31 - DIFFERENCE_BITS)), (1 << 31) - 1.0)
     multiplier, shift = quantize_multiplier(real)
