@@ -63,7 +63,7 @@ class Recurrent(nn.Module):
 
 
 class Tricky(nn.Module):
-    """What makes keeping values hard: writes to the input, to views, to parts, to what was read before; shared layers."""
+    """What makes keeping values hard: writes to the input, to views, to parts, to what was read; shared layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(CaptureError, match="an input does not fit the graph") as error:
         runner.run([torch.ones(2, 4)])
     assert (error.value.where, error.value.received) == ("input", "2x4 float32")
-    with pytest.raises(CaptureError, match="the output put in the place of \\(root\\)|the output put in the place"):
+    with pytest.raises(CaptureError, match="the output put in the place of"):
         runner.run([x], on_output=lambda _, t: t[:, :1])
     with pytest.raises(CaptureError, match="a parameter does not fit the graph"):
         runner.run([x], weights={1: {"weight": torch.ones(3, 4)}})
