@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, TrainingStep
+from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, Pruning, TrainingStep
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -30,6 +30,7 @@ __all__ = [
     "Check",
     "Plan",
     "Profile",
+    "Pruning",
     "TrainingStep",
     "bench",
     "calibrate",
@@ -38,6 +39,7 @@ __all__ = [
     "load_graph",
     "plan",
     "profile",
+    "prune",
     "replay",
     "save_graph",
     "train",
@@ -716,6 +718,118 @@ def check(
         totals={"holds": all(row["holds"] for row in rows)},
         notes=tuple(notes),
         environment={},
+    )
+
+
+def prune(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    data: Any,
+    budget: int | str | None = None,
+    max_flash: int | str | None = None,
+    max_macs: int | None = None,
+    max_latency: float | None = None,
+    memory: str = "mcunet",
+    samples: int | None = None,
+    batch: int | None = None,
+    importance: str = "magnitude",
+    strategy: str = "peak",
+    fine_tune: str | Callable[[nn.Module], Any] | None = None,
+    metric: str | Callable[[nn.Module], Any] | None = None,
+    rounds: int = 1,
+    min_channels: int = 4,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | Path | None = None,
+    args: Mapping[str, Any] | None = None,
+    save: str | Path | None = None,
+    force: bool = False,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Pruning:
+    """Take channels out of a network until it keeps its limits, first where its peak is.
+
+    >>> import memfit
+    >>> pruned = memfit.prune("torchvision:squeezenet1_1", "1x3x64x64", budget="60KiB", data="random", samples=2)
+    >>> pruned.totals["baseline_peak_bytes"], pruned.totals["peak_bytes"] <= 60 * 1024
+    (76880, True)
+    >>> type(pruned.module).__name__
+    'SqueezeNet'
+
+    Args:
+        source: as for `memfit.capture`, if it can run; a held module is not changed: a pruned copy is the result's
+            `module`.
+        inputs: shapes as text; None takes the model's own.
+        data: `random`, `FILE.py:CALLABLE`, a folder of images, a `.npz` file, or an iterable of batches, as for
+            `memfit.calibrate`: what the metric and Taylor importance run on.
+        budget: bytes of the peak under the memory model, or text such as 256KiB.
+        max_flash: bytes of flash, or text: model file and code, both estimated for TensorFlow Lite Micro in int8.
+        max_macs: multiplications of one call.
+        max_latency: milliseconds of one call, measured on this machine's CPU.
+        memory: the memory model of the budget: mcunet, ideal, eager, autograd or tinytl.
+        samples: of the data; None takes all, or 32 of `random`.
+        batch: samples that run at once.
+        importance: of a channel: magnitude, taylor or bn-scale.
+        strategy: peak: channels that lower the peak for the least importance; uniform: the same share of every layer.
+        fine_tune: trains the pruned module in place: a callable that is given it, or `FILE.py:CALLABLE`.
+        metric: accuracy, loss or sqnr (dB, against the network before pruning), or a callable that is given the module,
+            or `FILE.py:CALLABLE`. None is accuracy where there are labels, else sqnr.
+        rounds: of pruning and fine-tuning, with limits that close in.
+        min_channels: that each layer keeps at the least.
+        seed: of random data and of what fine-tuning draws.
+        mean: taken from the colours of images, from 0 to 1; None is ImageNet's.
+        std: what each colour is divided by; None is ImageNet's.
+        weights: a `.safetensors` or `.pt` file of tensors.
+        args: arguments of the source's constructor.
+        save: write the pruned network here as `.pt2`, a program that loads without the model's code.
+        force: overwrite that file if it exists.
+        progress: is told what is being done, how much of it is done, and of how much.
+
+    Raises:
+        UsageError: limits below what is possible; says the smallest reachable.
+        MissingExtra: Torch-Pruning is not installed.
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.capture.sources.user_file import load_function
+    from memfit.compress.choice import Limits
+    from memfit.compress.prune import Settings
+    from memfit.compress.prune import prune as run
+    from memfit.files import check_target
+    from memfit.measure.session import no_progress
+    from memfit.units import parse_bytes
+
+    if save is not None:
+        check_target(save, force=force)
+    peak, flash = (parse_bytes(size) if isinstance(size, str) else size for size in (budget, max_flash))
+    tune, score = (
+        load_function(text) if isinstance(text, str) and ".py:" in text else text for text in (fine_tune, metric)
+    )
+    settings = Settings(
+        data=data,
+        limits=Limits(peak, flash, max_macs),
+        latency_ms=max_latency,
+        memory=memory,
+        samples=samples,
+        batch=batch,
+        importance=importance,
+        strategy=strategy,
+        fine_tune=tune,
+        metric=score,
+        rounds=rounds,
+        least=min_channels,
+        seed=seed,
+        images={"mean": mean, "std": std},
+    )
+    return run(
+        source,
+        inputs,
+        settings,
+        args=args,
+        weights=weights,
+        save=None if save is None else Path(save),
+        force=force,
+        progress=progress or no_progress,
     )
 
 

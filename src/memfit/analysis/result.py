@@ -208,6 +208,22 @@ class Calibration(Result):
         return {"settings": self.settings, "channels": self.channels, "fingerprint": self.fingerprint}
 
 
+@dataclass(frozen=True)
+class Pruning(Result):
+    """A network before and after channels were taken out, layer by layer. Sizes are in bytes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was pruned: data, metric, importance, strategy, rounds, seed."""
+    module: Any = field(default=None, repr=False, compare=False)
+    """The pruned `nn.Module`, in evaluation mode; not in JSON."""
+
+    command: ClassVar[str] = "prune"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings."""
+        return {"settings": self.settings}
+
+
 def _plain(value: Any) -> Any:
     """Turn tuples into lists all the way down, as JSON has them."""
     if isinstance(value, dict):

@@ -51,6 +51,7 @@ class Surgery:
         self.model = model
         self.name = name
         self._modules = dict(model.named_modules())
+        self._trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         for parameter in model.parameters():  # the dependencies are read from autograd's graph
             parameter.requires_grad_(parameter.is_floating_point())
         try:
@@ -91,14 +92,21 @@ class Surgery:
         with quiet(), torch.no_grad():
             self._graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
 
+    def close(self) -> nn.Module:
+        """Give the model, its parameters trainable as they were, without gradients."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._trainable.get(name, False))
+            parameter.grad = None
+        return self.model
+
     def importance(self, how: str) -> dict[str, Tensor]:
         """Rate the channels of every group, by its name: not below zero, the higher the more is lost with them.
 
         Magnitude: the squared weights of a channel, added over every layer that gives or reads it (Li et al., Pruning
         Filters for Efficient ConvNets, ICLR 2017, https://arxiv.org/abs/1608.08710, over a group). Taylor: |gradient ·
         weight|, which must be there from a backward pass (Molchanov et al., Importance Estimation for Neural Network
-        Pruning, CVPR 2019, https://arxiv.org/abs/1906.10771). Batch-norm scale: |γ| (Liu et al., Network Slimming, ICCV
-        2017, https://arxiv.org/abs/1708.06519); groups without a batch norm are rated by magnitude.
+        Pruning, CVPR 2019, https://arxiv.org/abs/1906.10771). Batch-norm scale: |gamma| (Liu et al., Network Slimming,
+        ICCV 2017, https://arxiv.org/abs/1708.06519); groups without a batch norm are rated by magnitude.
 
         Args:
             how: magnitude, taylor or bn-scale.
