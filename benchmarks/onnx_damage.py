@@ -224,7 +224,8 @@ def order(data: bytearray, drawn: random.Random, _marks: Marks) -> None:
     if how == 0:
         drawn.shuffle(items)
     elif how == 1:
-        items += [drawn.choice(items)] * drawn.choice((1, 2, 2000))
+        again = drawn.choice(items)
+        items += [again] * min(drawn.choice((1, 2, 2000)), max(2, (1 << 20) // max(1, again.ByteSize())))
     else:
         items.remove(drawn.choice(items))
     del held[:]
@@ -278,13 +279,13 @@ def nesting(data: bytearray, drawn: random.Random, _marks: Marks) -> None:
                 held = node.attribute.add(name=name, type=5)
                 if name != "else_branch":
                     held.g.CopyFrom(graph)
-                if len(graph.SerializeToString()) > 1 << 20:
+                if len(graph.SerializeToString()) > 1 << 17:
                     break
             node.input.extend(list(graph.node[0].input)[:2] if graph.node else [])
             node.output.append("y")
             outer.input.extend(model.graph.input)
             outer.output.extend(graph.output)
-            if outer.ByteSize() > 4 << 20:
+            if outer.ByteSize() > 1 << 19:
                 break
             graph = outer
         model.graph.CopyFrom(graph)

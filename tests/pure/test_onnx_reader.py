@@ -378,6 +378,24 @@ def test_a_value_with_two_readers_is_integer_for_one_and_floating_point_for_the_
     assert graph.tensors[relu.inputs[0]].storage == graph.tensors[graph.inputs[0]].storage
 
 
+def test_weights_that_the_file_quantizes_itself_count_as_the_integers() -> None:
+    net = models.Net(13)
+    scale, zero = net.scale(), net.constant(models.ZERO8)
+    weight = net.op("DequantizeLinear", net.op("QuantizeLinear", F(8, 64), scale, zero), scale, zero)
+    graph = graph_of(net.build(net.op("MatMul", net.input(1, 8), weight)))
+    assert kinds(graph) == ["linear"]
+    assert [(t.dtype, t.shape) for t in graph.parameters()] == [("int8", (8, 64))]
+
+
+def test_work_on_a_weight_is_an_operation_and_the_product_is_still_linear() -> None:
+    net = models.Net(13)
+    weight = net.op("Mul", net.constant(F(8, 64), "weight"), F(1, 64))
+    graph = graph_of(net.build(net.op("MatMul", net.input(1, 8), weight)))
+    assert kinds(graph) == ["mul", "linear"]
+    rows = memfit.profile(graph).rows
+    assert [(row["type"], row["params"], row["weights"]) for row in rows] == [("input", 0, 0), ("linear", 576, 512)]
+
+
 def test_qlinear_operators_are_integers_with_scales_as_buffers() -> None:
     graph = net_of("qlinear_cnn")
     assert kinds(graph) == ["quantize", "conv2d", "add", "adaptive_avg_pool2d", "view", "linear", "dequantize"]
