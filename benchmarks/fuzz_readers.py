@@ -109,6 +109,7 @@ def tflite_read(data: bytes) -> None:
     graph = to_graph(model)
     use(profile_graph(graph, memory="ideal"))
     use(profile_graph(graph, memory="mcunet", per="block"))
+    plan(graph)
     try:
         rewrite(model, offsets=[-1] * len(model.main.tensors))
     except UsageError:
@@ -137,6 +138,23 @@ def _agree_with_stock_reader(data: bytes, model: Any) -> None:
             same = same and (inputs, outputs, stock.OpcodeIndex()) == (operator.inputs, operator.outputs, operator.code)
     if not same:
         raise Wrong("FlatBuffers' own reader sees another network")
+
+
+def plan(graph: Any) -> None:
+    """Plan the arena, write it into the file where there is one, and as a header."""
+    from memfit.errors import UnsupportedOp
+    from memfit.plan.arena import planned_file
+    from memfit.plan.header import header
+    from memfit.plan.network import plan_network
+
+    try:
+        found = plan_network(graph, estimate=True)
+    except UnsupportedOp:  # what TFLM cannot run
+        return
+    use(found.result)
+    header(found.arena, name=graph.source, pointer_bits=64)
+    if found.arena.source.data:
+        planned_file(found.arena)
 
 
 def use(result: Any) -> None:
@@ -185,6 +203,7 @@ def onnx_read(data: bytes) -> None:
         raise Wrong("the onnx package sees another network")
     use(profile_graph(graph, memory="ideal"))
     use(profile_graph(graph, memory="mcunet", per="block"))
+    plan(graph)
 
 
 READERS: dict[str, Reader] = {
