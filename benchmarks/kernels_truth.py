@@ -153,14 +153,16 @@ def real_table(results: list[Result]) -> str:
     return "\n".join(rows)
 
 
-def drawn_table(found: list[tuple[str, str, int, int]], inputs: int) -> str:
-    by_name: dict[str, list[str]] = collections.defaultdict(list)
-    for name, kind, count, same in found:
-        by_name[name].append(f"{kind} {same}/{count}")
+def drawn_text(found: list[tuple[str, str, int, int]], inputs: int) -> str:
     total, equal = sum(row[2] for row in found), sum(row[3] for row in found)
-    rows = [f"{equal:,} of {total:,} models of one operator, drawn at random, are equal on all of {inputs} inputs:", "",
-            "| operator | equal / models |", "|---|---|"]  # fmt: skip
-    return "\n".join([*rows, *(f"| {name} | {', '.join(kinds)} |" for name, kinds in by_name.items())])
+    kinds = ", ".join(
+        f"{sum(row[3] for row in found if row[1] == kind):,} of {sum(row[2] for row in found if row[1] == kind):,} {kind}"
+        for kind in sorted({row[1] for row in found})
+    )
+    return (
+        f"{equal:,} of {total:,} models of one operator, drawn at random (shapes, scales, zero points, padding, strides, "
+        f"activations; {len({row[0] for row in found})} operators), are equal on all of {inputs} inputs: {kinds}."
+    )
 
 
 def main() -> None:
@@ -185,7 +187,7 @@ def main() -> None:
     )
     parts = [said, real_table(results) if results else ""]
     if options.drawn:
-        parts.append(drawn_table(drawn(options.drawn, 8), 8))
+        parts.append(drawn_text(drawn(options.drawn, 8), 8))
     text = "\n\n".join(part for part in parts if part)
     print(text)
     if options.write:

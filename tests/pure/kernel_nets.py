@@ -62,16 +62,25 @@ class Draw(Net):
             return self.tensor(shape, "INT4", values, scale=scales, dimension=channel or 0)
         return self.tensor(shape, "INT8", self.draw.integers(-127, 128, shape), scale=scales, dimension=channel or 0)
 
-    def offsets(self, source: int, weight: int, count: int) -> int:
+    def offsets(self, source: int, weight: int, count: int, *, short: bool = False) -> int:
         """Make a bias of the scales that the kernels take for granted."""
         if self.type == "FLOAT32":
             return self.tensor((count,), data=self.draw.normal(0, 0.3, count))
         scales = [self.tensors[source].scales[0] * w for w in self.tensors[weight].scales]
         kind, size = ("INT64", 1 << 20) if self.type == "INT16" else ("INT32", 3000)
+        if self.type == "INT16" and short and self.chance(0.3):
+            kind, size = "INT32", 1 << 16
         return self.tensor((count,), kind, self.draw.integers(-size, size, count), scale=scales)
 
     def image(self, *, channels: int = 6, size: int = 9) -> int:
         return self.given(self.number(1, 2), self.number(1, size), self.number(1, size), self.number(1, channels))
+
+    def made(self, weight: int) -> int:
+        """Let a few weights be an input of the network, made at run time."""
+        if self.chance(0.15) and self.tensors[weight].type != "INT4":
+            self.tensors[weight] = self.tensors[weight]._replace(data=None)
+            self.inputs.append(weight)
+        return weight
 
     def activation(self) -> int:
         return self.number(0, 3)
@@ -107,7 +116,7 @@ def conv(n: Draw) -> int:
     channels = groups * n.number(1, 4)
     kind = "INT4" if n.type == "INT8" and n.chance(0.2) else "INT8"
     w = n.weights((channels, kh, kw, depth // groups), 0 if n.chance(0.7) and channels > 1 else None, kind)
-    parts = [x, w, n.offsets(x, w, channels)]
+    parts = [x, n.made(w), n.offsets(x, w, channels, short=True)]
     return n.op("CONV_2D", parts if n.chance(0.8) else parts[:2], [n.quantized((batch, oh, ow, channels))],
                 "Conv2DOptions", fused_activation_function=n.activation(), **values)  # fmt: skip
 
@@ -120,8 +129,9 @@ def depthwise(n: Draw) -> int:
     channels = depth * multiplier
     kind = "INT4" if n.type == "INT8" and n.chance(0.2) else "INT8"
     w = n.weights((1, kh, kw, channels), 3 if n.chance(0.7) and channels > 1 else None, kind)
-    return n.op("DEPTHWISE_CONV_2D", [x, w, n.offsets(x, w, channels)], [n.quantized((batch, oh, ow, channels))],
-                "DepthwiseConv2DOptions", depth_multiplier=multiplier, fused_activation_function=n.activation(),
+    parts = [x, n.made(w), n.offsets(x, w, channels)]
+    return n.op("DEPTHWISE_CONV_2D", parts, [n.quantized((batch, oh, ow, channels))], "DepthwiseConv2DOptions",
+                depth_multiplier=multiplier, fused_activation_function=n.activation(),
                 **values)  # fmt: skip
 
 
@@ -134,8 +144,9 @@ def transpose_conv(n: Draw) -> int:
     if padding == VALID:
         shape = (batch, (h - 1) * sh + kh, (w - 1) * sw + kw, channels)
     weight = n.weights((channels, kh, kw, depth), 0 if n.chance(0.7) and channels > 1 else None)
-    return n.op("TRANSPOSE_CONV", [n.ints(*shape), weight, x, n.offsets(x, weight, channels)], [n.quantized(shape)],
-                "TransposeConvOptions", padding=padding, stride_w=sw, stride_h=sh)  # fmt: skip
+    parts = [n.ints(*shape), n.made(weight), x, n.offsets(x, weight, channels)]
+    return n.op("TRANSPOSE_CONV", parts, [n.quantized(shape)], "TransposeConvOptions",
+                padding=padding, stride_w=sw, stride_h=sh)  # fmt: skip
 
 
 def linear(n: Draw) -> int:
@@ -146,6 +157,7 @@ def linear(n: Draw) -> int:
         (units, columns), 0 if n.type == "INT8" and kind == "INT8" and n.chance(0.4) and units > 1 else None, kind
     )
     y = n.quantized((rows, units), low=0.3, high=1.0)
+    n.made(w)
     return n.op("FULLY_CONNECTED", [x, w, n.offsets(x, w, units) if n.chance(0.8) else -1], [y],
                 "FullyConnectedOptions", fused_activation_function=n.activation())  # fmt: skip
 
@@ -406,7 +418,7 @@ def running_sum(n: Draw) -> int:
 def products(n: Draw) -> int:
     batch, rows, depth, columns = n.number(1, 3), n.number(1, 5), n.number(1, 9), n.number(1, 5)
     adj_x, adj_y = n.chance(), n.chance()
-    a = n.given(batch, *((depth, rows) if adj_x else (rows, depth)))
+    a = n.given(batch if n.chance(0.8) else 1, *((depth, rows) if adj_x else (rows, depth)))
     b = n.given(batch, *((columns, depth) if adj_y else (depth, columns)))
     y = n.quantized((batch, rows, columns), low=0.3, high=2.0)
     return n.op("BATCH_MATMUL", [a, b], [y], "BatchMatMulOptions", adj_x=adj_x, adj_y=adj_y)

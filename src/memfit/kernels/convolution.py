@@ -108,9 +108,15 @@ def convolution_scales(node: Node, image: int, weights: int, channels: int) -> t
     return quantize_multipliers(source * one / target for one in scales)
 
 
+_WIDE_BIASES = {"DEPTHWISE_CONV_2D": ("INT64",), "TRANSPOSE_CONV": ("INT64", "INT16")}
+"""Types of bias beside activations of 16 bits, where they are other than 64 and 32 bits."""
+
+
 def requantization(node: Node, multiplier: Ints, shift: Ints, bias: int) -> Requantization:
     """Put together how accumulators become the output's integers; `bias` is the position of the bias input."""
     output, added = node.output(), node.optional(bias)
+    known = ("INT32",) if output.type == "INT8" else _WIDE_BIASES.get(node.operator.name, ("INT64", "INT32"))
+    node.need(added is None or added.type in known, "a bias of a type that TFLM misreads", added and added.type)
     low, high = activation_range(node, output)
     wide = output.type == "INT16" and (added is None or added.type == "INT64")
     # With 16 bits the zero points are 0, and the kernels do not look at them.

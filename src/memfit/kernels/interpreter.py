@@ -41,6 +41,21 @@ class Interpreter:
 
     Raises:
         UnsupportedOp: an operator, or one of its types or options, has no kernel.
+
+    A model is as a rule read from a file; this one is put together by hand:
+
+    >>> from memfit.formats.tflite import Operator, Quantization, Subgraph, TfliteModel, TfliteTensor
+    >>> scale = Quantization((0.1,), (0,), 0, None)
+    >>> def tensor(index, *shape):
+    ...     return TfliteTensor(index, "", shape, (), "INT8", 0, None, scale, False, True, False, 0)
+    >>> window = dict(padding=0, stride_h=2, stride_w=2, filter_height=2, filter_width=2)
+    >>> pool = Operator(0, 0, "MAX_POOL_2D", False, 1, (0,), (1,), (), (), "Pool2DOptions",
+    ...                 {**window, "fused_activation_function": 0}, None)
+    >>> graph = Subgraph(0, "main", (tensor(0, 1, 4, 4, 1), tensor(1, 1, 2, 2, 1)), (pool,), (0,), (1,))
+    >>> model = TfliteModel("pool.tflite", 3, "", (), (graph,), (), (), (), ())
+    >>> x = np.arange(16, dtype=np.int8).reshape(1, 4, 4, 1)
+    >>> Interpreter(model).run([x])[0].ravel().tolist()
+    [5, 7, 13, 15]
     """
 
     def __init__(self, model: TfliteModel, *, keep: bool = False) -> None:

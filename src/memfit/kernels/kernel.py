@@ -194,7 +194,7 @@ class Kernel:
 
     @property
     def by_regions(self) -> bool:
-        """True if it can compute a part of an image."""
+        """True if it can compute a part of an image; of tensors with four dimensions, that is."""
         return self.part is not None
 
     def needed(self, parameters: Any, region: Region) -> Held:
@@ -212,7 +212,8 @@ class Kernel:
             parameters: from `prepare`.
             inputs: arrays as for `run`; those with an area hold only `held` of it.
             held: the part of each input that its array holds, at least what `needed` says; None for whole ones.
-            outputs: arrays (batch, region.height, region.width, channels).
+            outputs: arrays (batch, region.height, region.width, channels). What it takes for a row is read
+                before the row is written, but for PAD and CONCATENATION.
             region: rows and columns of the output.
         """
         assert self.part is not None  # an entry of the table has a whole or a part, and this is for those with a part
