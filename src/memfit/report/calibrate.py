@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from memfit.analysis.result import Calibration, Result
@@ -97,13 +98,11 @@ def _draw(axes: Axes, drawn: list[Row], names: list[str]) -> None:
 
     places = range(len(drawn))
     reaches = sorted(_reach(row) for row in drawn)
-    middle = reaches[len(reaches) // 2] or 1.0
+    middle = reaches[len(reaches) // 2] or reaches[-1] or 1.0
     far = reaches[-1] > _APART * middle
-    if far:
-        axes.set_xscale("symlog", linthresh=middle / 4, linscale=1.2)
     low = [float(row["min"]) for row in drawn]
     span = [float(row["max"]) - float(row["min"]) for row in drawn]
-    widest = reaches.index(reaches[-1]) if len(set(reaches)) == 1 else _widest(drawn)
+    widest = max(places, key=lambda place: _reach(drawn[place]))
     colours = [png.PEAK if place == widest else png.BAR for place in places]
     axes.barh(places, span, left=low, height=0.72, color=colours, alpha=0.55, zorder=2)
     for place, row in enumerate(drawn):
@@ -120,7 +119,18 @@ def _draw(axes: Axes, drawn: list[Row], names: list[str]) -> None:
     axes.set_yticks(list(places))
     axes.set_yticklabels(names, fontsize=8.5, color=png.INK, parse_math=False)
     axes.get_yticklabels()[widest].set(color=png.PEAK, fontweight="bold")
-    if not far:
+    if far:
+        least = middle / 4
+        axes.set_xscale("symlog", linthresh=least, linscale=1.2)
+        decades = range(math.ceil(math.log10(3 * least)), math.floor(math.log10(reaches[-1])) + 1)
+        every = -(-len(decades) // 4)
+        ends = [10.0**power for power in decades[::-1][::every]]
+        sides = [-end for end in ends if any(end <= -float(row["observed_min"]) for row in drawn)]
+        axes.set_xticks(
+            [*sides, 0.0, *(end for end in ends if any(end <= float(row["observed_max"]) for row in drawn))]
+        )
+        axes.minorticks_off()
+    else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.tick_params(axis="x", length=0, labelsize=8, labelcolor=png.SOFT, pad=4)
@@ -136,11 +146,6 @@ def _draw(axes: Axes, drawn: list[Row], names: list[str]) -> None:
         color=png.SOFT,
         labelpad=5,
     )
-
-
-def _widest(drawn: list[Row]) -> int:
-    reaches = [_reach(row) for row in drawn]
-    return reaches.index(max(reaches))
 
 
 def _words(figure: Figure, result: Result, remark: str | None) -> None:
