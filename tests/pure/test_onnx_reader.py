@@ -628,6 +628,30 @@ def test_files_that_are_not_right_are_explained(case: int) -> None:
     assert all((caught.value.what, caught.value.where, caught.value.received, caught.value.todo))
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "outputs", "attributes"),
+    [
+        ("Shape", [models.I(2, 3)], 1, {"end": [1]}),
+        ("Constant", [], 3, {"value_int": 1}),
+        (
+            "MultiHeadAttention",
+            [models.I(2, 5, 8), models.I(2, 7, 8), models.I()],
+            1,
+            {"num_heads": 2, "domain": models.MS},
+        ),
+        ("Tile", [models.I(2, 3), N(), N(0)], 1, {}),
+        ("ConstantOfShape", [N(2, 3)], 1, {"value": [1, 2]}),
+    ],
+)
+def test_what_damaged_files_once_led_astray(kind: str, inputs: Any, outputs: int, attributes: dict[str, Any]) -> None:
+    data = models.one(kind, *inputs, outputs=outputs, **attributes)()
+    if kind == "ConstantOfShape":  # without a value it fills with zeros
+        assert graph_of(data).outputs
+        return
+    with pytest.raises(SourceError, match=rf"(?s)^{kind} cannot run.*where.*received.*to do"):
+        graph_of(data)
+
+
 def test_a_file_of_a_million_fields_is_refused_at_once() -> None:
     data = b"\x3a" + b"\xc0\x84\x3d" + b"\x12\x00" * 500_000  # a graph of a million bytes: names, again and again
     with pytest.raises(SourceError, match=r"more than 500,000 fields"):

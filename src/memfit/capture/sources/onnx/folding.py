@@ -89,7 +89,7 @@ def _constant(call: Call, _data: list[Any], _outs: list[Out]) -> Any:
 
 def _filled(call: Call, _data: list[Any], outs: list[Out]) -> Any:
     held = call.attributes.get("value")
-    if held is None:
+    if not isinstance(held, OnnxTensor):
         return np.zeros(outs[0][0], dtype=np.float32)
     return None if held.data is None else np.full(outs[0][0], held.data.ravel()[0])
 

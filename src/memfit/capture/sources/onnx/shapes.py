@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from memfit.capture.sources.onnx.call import Call, Out, Shape, Unresolved, Value
-from memfit.formats.onnx import DTYPES
+from memfit.formats.onnx import DTYPES, OnnxTensor
 
 Rule = Callable[[Call], list[Out]]
 
@@ -501,7 +501,7 @@ def scalar_of(dtype: str) -> Rule:
 
 def constant_of_shape(call: Call) -> list[Out]:
     held = call.attributes.get("value")
-    return [(tuple(call.known(0, "shape")), held.dtype if held is not None and hasattr(held, "dtype") else "float32")]
+    return [(tuple(call.known(0, "shape")), held.dtype if isinstance(held, OnnxTensor) else "float32")]
 
 
 def arange(call: Call) -> list[Out]:
