@@ -155,13 +155,14 @@ def real_table(results: list[Result]) -> str:
 
 def drawn_text(found: list[tuple[str, str, int, int]], inputs: int) -> str:
     total, equal = sum(row[2] for row in found), sum(row[3] for row in found)
-    kinds = ", ".join(
-        f"{sum(row[3] for row in found if row[1] == kind):,} of {sum(row[2] for row in found if row[1] == kind):,} {kind}"
-        for kind in sorted({row[1] for row in found})
-    )
+    kinds = []
+    for kind in sorted({row[1] for row in found}):
+        count, same = (sum(row[k] for row in found if row[1] == kind) for k in (2, 3))
+        kinds.append(f"{same:,} of {count:,} {kind}")
     return (
-        f"{equal:,} of {total:,} models of one operator, drawn at random (shapes, scales, zero points, padding, strides, "
-        f"activations; {len({row[0] for row in found})} operators), are equal on all of {inputs} inputs: {kinds}."
+        f"{equal:,} of {total:,} models of one operator, drawn at random (shapes, scales, zero points, padding, "
+        f"strides, activations;\n{len({row[0] for row in found})} operators), are equal on all of {inputs} inputs: "
+        f"{', '.join(kinds)}."
     )
 
 

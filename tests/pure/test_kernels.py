@@ -12,7 +12,7 @@ import tflite_models as models
 import tflm_nets
 from tflm_runtime import need_runtime
 
-from memfit.errors import UnsupportedOp, UsageError
+from memfit.errors import SourceError, UnsupportedOp, UsageError
 from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.kernels import KERNELS, Interpreter, kernel_of
 from memfit.kernels.kernel import Array, Kernel
@@ -169,6 +169,37 @@ def test_wrong_inputs_are_named(given: list[Array], part: str) -> None:
     with pytest.raises(UsageError) as caught:
         Interpreter(parse_model(models.cnn())).run(given)
     assert part in str(caught.value)
+
+
+def test_tensors_that_do_not_fit_are_an_error_with_their_shapes() -> None:
+    net = models.Net()
+    x = net.input(1, 8, 8, 3)
+    weight = net.weight((4, 3, 3, 5), channel=0)
+    y = net.op("CONV_2D", [x, weight], [net.tensor((1, 8, 8, 4))], "Conv2DOptions", stride_h=1, stride_w=1)
+    with pytest.raises(SourceError, match="CONV_2D: its tensors or options do not fit together") as caught:
+        Interpreter(parse_model(net.build(y), "net.tflite")).run([np.zeros((1, 8, 8, 3), np.int8)])
+    assert "net.tflite, operator 0" in str(caught.value)
+    assert "[1, 8, 8, 3], [4, 3, 3, 5], [1, 8, 8, 4]" in str(caught.value)
+    other = models.Net()
+    y = other.op("RELU", [other.input(1, 4)], [other.tensor((1, 5))])
+    with pytest.raises(SourceError, match="RELU"):
+        Interpreter(parse_model(other.build(y))).run([np.zeros((1, 4), np.int8)])
+
+
+def test_a_tensor_that_nothing_writes_is_an_error() -> None:
+    net = models.Net()
+    a, b = net.input(1, 4), net.tensor((1, 4), name="nowhere")
+    with pytest.raises(SourceError, match="nothing has written") as caught:
+        Interpreter(parse_model(net.build(net.add(a, b))))
+    assert "operator 0 (ADD)" in str(caught.value)
+    assert "nowhere" in str(caught.value)
+
+
+def test_constants_that_are_not_plain_are_an_error() -> None:
+    net = models.Net()
+    net.metadata["COMPRESSION_METADATA"] = b"1234"
+    with pytest.raises(UnsupportedOp, match="INT8 compressed"):
+        Interpreter(parse_model(net.build(net.conv(net.input(1, 4, 4, 2), 3))))
 
 
 def test_state_lives_on_until_it_is_reset() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from memfit.errors import UnsupportedOp, UsageError
+from memfit.errors import SourceError, UnsupportedOp, UsageError
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
-from memfit.kernels.kernel import DTYPES, Array, Kernel, constant
+from memfit.kernels.kernel import DTYPES, Array, Kernel, constant, senseless
 from memfit.kernels.table import KERNELS
 
 
@@ -67,8 +67,9 @@ class Interpreter:
             for kernel, operator in zip(self._kernels, model.main.operators, strict=True)
         ]
         self._last = _last_uses(model)
+        _check_written(model)
         for tensor in model.main.tensors:
-            if tensor.data is not None:
+            if tensor.is_constant:
                 self.tensors[tensor.index] = constant(model, tensor)
         self.reset()
 
@@ -91,6 +92,7 @@ class Interpreter:
 
         Raises:
             UsageError: an input has another shape or type.
+            SourceError: an operator's tensors do not fit together.
         """
         main = self.model.main
         if len(inputs) != len(main.inputs):
@@ -117,16 +119,14 @@ class Interpreter:
                 tensor = main.tensors[index]
                 self.tensors[index] = array = np.empty(tensor.shape, dtype_of(self.model, tensor))
                 made.append(array)
-            kernel.run(parameters, given, made)
+            try:
+                kernel.run(parameters, given, made)
+            except (LookupError, ValueError) as error:
+                raise senseless(self.model, operator, error) from error
             if not self.keep:
                 for index in self._last[operator.index]:
                     self.tensors[index] = None
-        results = []
-        for index in main.outputs:
-            array_or_none = self.tensors[index]
-            assert array_or_none is not None  # an output that nothing makes is refused by the readers of graphs
-            results.append(array_or_none)
-        return tuple(results)
+        return tuple(found for index in main.outputs if (found := self.tensors[index]) is not None)
 
 
 def dtype_of(model: TfliteModel, tensor: TfliteTensor) -> np.dtype[Any]:
@@ -144,6 +144,23 @@ def dtype_of(model: TfliteModel, tensor: TfliteTensor) -> np.dtype[Any]:
             todo="convert the model to int8, int16 or float32",
         )
     return np.dtype(kind)
+
+
+def _check_written(model: TfliteModel) -> None:
+    """Refuse a model that reads a tensor before anything was written there."""
+    main = model.main
+    known = {tensor.index for tensor in main.tensors if tensor.is_constant or tensor.is_variable} | {*main.inputs, -1}
+    for operator in (*main.operators, None):
+        missing = [i for i in (main.outputs if operator is None else operator.inputs) if i not in known]
+        if missing:
+            where = "its outputs" if operator is None else f"operator {operator.index} ({operator.name})"
+            raise SourceError(
+                "the model reads a tensor that nothing has written",
+                where=f"{model.source}, {where}",
+                received=f"tensor {missing[0]} ({main.tensors[missing[0]].name})",
+                todo="check how the model was made",
+            )
+        known.update(operator.outputs if operator else ())
 
 
 def _last_uses(model: TfliteModel) -> list[list[int]]:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from memfit.errors import UnsupportedOp
+from memfit.errors import SourceError, UnsupportedOp
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
+from memfit.formats.tflite.model import COMPRESSION
 
 Array = npt.NDArray[Any]
 Inputs = Sequence[Array | None]
@@ -86,7 +87,7 @@ class Node:
     def constant(self, position: int) -> Array | None:
         """Give the data of a constant input, None for one that is made at run time or left out."""
         tensor = self.optional(position)
-        return None if tensor is None or tensor.data is None else constant(self.model, tensor)
+        return None if tensor is None or not tensor.is_constant else constant(self.model, tensor)
 
     def numbers(self, position: int) -> tuple[int, ...]:
         """Give the integers of an input that must be constant."""
@@ -119,19 +120,21 @@ def constant(model: TfliteModel, tensor: TfliteTensor) -> Array:
 
     Source of the order of nibbles, the lower one first: UnpackDenseInt4IntoInt8, portable_tensor_utils.cc.
     """
-    raw = np.frombuffer(model.content(tensor.data), np.uint8)
+    raw = np.frombuffer(model.content(tensor.data), np.uint8)[: tensor.nbytes]
+    packed = any(entry.name == COMPRESSION for entry in model.metadata)
+    kind = DTYPES.get(tensor.type)
+    if kind is None or tensor.sparse or tensor.external or packed or len(raw) < tensor.nbytes:
+        how = "compressed" if packed else "sparse" if tensor.sparse else "in another file" if tensor.external else ""
+        raise UnsupportedOp(
+            "a constant is stored in a way that kernels do not read",
+            where=f"{model.source}, tensor {tensor.index} ({tensor.name})",
+            received=" ".join(part for part in (tensor.type, how) if part),
+            todo="convert the model with dense constants of the types in DTYPES, memfit/kernels/kernel.py",
+        )
     if tensor.type == "INT4":
         pairs = np.stack([raw << 4, raw], axis=1).view(np.int8) >> 4
         return pairs.reshape(-1)[: tensor.elements].reshape(tensor.shape)
-    kind = DTYPES.get(tensor.type)
-    if kind is None:
-        raise UnsupportedOp(
-            "a constant is of a type that kernels do not read",
-            where=f"{model.source}, tensor {tensor.index}",
-            received=tensor.type,
-            todo="add it to DTYPES in memfit/kernels/kernel.py",
-        )
-    return raw.view(np.dtype(kind))[: tensor.elements].reshape(tensor.shape)
+    return raw.view(np.dtype(kind)).reshape(tensor.shape)
 
 
 def scale_of(tensor: TfliteTensor) -> float:
@@ -154,6 +157,44 @@ def area_of(tensor: TfliteTensor | None) -> Region | None:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """How an operator that adds up a whole image takes it part by part, so that the image is never whole.
+
+    Sums are int32, (batch, channels), zeros at the start: the memory that TFLM's kernels ask for as well.
+    """
+
+    shape: Callable[[Any], tuple[int, int] | None]
+    """(parameters) → the shape of the sums; None if this operator cannot be taken in parts."""
+    add: Callable[[Array, Array], None]
+    """(sums, part of the image) adds a part to the sums, in place."""
+    finish: Callable[[Any, Array, Outputs], None]
+    """(parameters, sums, outputs) writes the outputs."""
+
+
+def add_part(sums: Array, part: Array) -> None:
+    """Add a part of an image (batch, rows, columns, channels) to its sums (batch, channels), in place.
+
+    >>> sums = np.zeros((1, 2), np.int32)
+    >>> add_part(sums, np.array([[[[1, -2], [3, -4]]]], np.int8))
+    >>> sums.tolist()
+    [[4, -6]]
+    """
+    sums += part.sum(axis=(1, 2), dtype=sums.dtype)
+
+
+def senseless(model: TfliteModel, operator: Operator, error: Exception) -> SourceError:
+    """Make the error for an operator whose tensors or options contradict each other."""
+    main = model.main
+    shapes = ["-" if i < 0 else f"{list(main.tensors[i].shape)}" for i in (*operator.inputs, *operator.outputs)]
+    return SourceError(
+        f"{operator.name}: its tensors or options do not fit together",
+        where=f"{model.source}, operator {operator.index}",
+        received=f"shapes {', '.join(shapes)} ({error})",
+        todo="check how the model was made: TensorFlow Lite Micro does not run it either",
+    )
+
+
+@dataclass(frozen=True)
 class Kernel:
     """How one kind of operator is computed.
 
@@ -165,14 +206,20 @@ class Kernel:
     whole: Callable[[Any, Inputs, Outputs], None] | None = None
     needs: Callable[[Any, Region], Held] | None = None
     part: Callable[[Any, Inputs, Held, Outputs, Region], None] | None = None
+    sums: Sums | None = None
+    """Of MEAN, SUM and AVERAGE_POOL_2D of integers over a whole image."""
 
     def prepare(self, model: TfliteModel, operator: Operator) -> Any:
         """Work out the parameters of an operator of the main subgraph: frozen, and independent of the data.
 
         Raises:
             UnsupportedOp: this kernel does not compute the operator with these types or options.
+            SourceError: the operator's options or tensors make no sense.
         """
-        return self.parameters(Node(model, operator))
+        try:
+            return self.parameters(Node(model, operator))
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise senseless(model, operator, error) from error
 
     def run(self, parameters: Any, inputs: Inputs, outputs: Outputs) -> None:
         """Compute an operator into `outputs`.

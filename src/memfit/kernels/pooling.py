@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memfit.kernels.activation import activation_range, float_range
-from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region
+from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, Sums, add_part
 from memfit.kernels.window import Axis, Window, window
 
 
@@ -20,6 +20,11 @@ class Pooling:
     """AVERAGE, MAX or L2."""
     low: float
     high: float
+    shape: tuple[int, ...]
+    """Of the input."""
+    type: str
+    single: bool
+    """True if the output has one row and one column."""
 
 
 def _parameters(node: Node) -> Pooling:
@@ -28,7 +33,9 @@ def _parameters(node: Node) -> Pooling:
     node.need(image.type in types, "no kernel for this type", image.type)
     low, high = float_range(node) if image.type == "FLOAT32" else activation_range(node, node.output())
     kernel = (node.option("filter_height"), node.option("filter_width"))
-    return Pooling(window(node, image.shape, kernel), node.operator.name.split("_")[0], float(low), float(high))
+    seen, kind = window(node, image.shape, kernel), node.operator.name.split("_")[0]
+    single = node.output().shape[1:3] == (1, 1)
+    return Pooling(seen, kind, float(low), float(high), image.shape, image.type, single)
 
 
 def _needs(parameters: Pooling, region: Region) -> Held:
@@ -67,10 +74,29 @@ def _part(parameters: Pooling, inputs: Inputs, held: Held, outputs: Outputs, reg
         mean = total / count.astype(np.float32)
         if parameters.kind == "L2":
             mean = np.sqrt(mean)
-    else:  # halves away from zero; C++ divides towards zero
-        mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    else:
+        mean = _divided(total, count)
     output[...] = np.clip(mean, parameters.low, parameters.high)
 
 
-POOLING = Kernel(_parameters, needs=_needs, part=_part)
+def _divided(total: Array, count: int | Array) -> Array:
+    """Divide integers, halves away from zero; C++'s own division goes towards zero."""
+    made: Array = np.sign(total) * ((np.abs(total) + count // 2) // count)
+    return made
+
+
+def _sums_shape(parameters: Pooling) -> tuple[int, int] | None:
+    """Give the shape of the sums if there is but one output, of all of the image."""
+    n, height, width, channels = parameters.shape
+    whole = parameters.window.needed(Region(0, 1, 0, 1)) == Region(0, height, 0, width)
+    fits = parameters.kind == "AVERAGE" and parameters.type in ("INT8", "INT16")
+    return (n, channels) if fits and whole and parameters.single else None
+
+
+def _finish(parameters: Pooling, sums: Array, outputs: Outputs) -> None:
+    mean = _divided(sums.astype(np.int64), parameters.shape[1] * parameters.shape[2])
+    outputs[0][...] = np.clip(mean, parameters.low, parameters.high)[:, None, None]
+
+
+POOLING = Kernel(_parameters, needs=_needs, part=_part, sums=Sums(_sums_shape, add_part, _finish))
 """AVERAGE_POOL_2D and MAX_POOL_2D: 8-bit, 16-bit, float; L2_POOL_2D: float."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from memfit.kernels.activation import LIMITS
 from memfit.kernels.fixed_point import Ints, quantize_multiplier, scale
-from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, scale_of, zero_of
+from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, Sums, add_part, scale_of, zero_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class Reduction:
     multiplier: int
     shift: int
     zero: int
-    keep: bool
+    shape: tuple[int, ...]
+    """Of the input."""
+    type: str
 
 
 def _parameters(node: Node) -> Reduction:
     image, output = node.input(0), node.output()
-    node.need(image.type in ("INT8", "INT16", "FLOAT32", "INT32", "BOOL"), "no kernel for this type", image.type)
+    types = {"MEAN": "INT8 INT16 FLOAT32", "SUM": "INT8 INT16 FLOAT32", "REDUCE_ALL": "BOOL"}
+    types_here = types.get(node.operator.name, "INT8 INT16 FLOAT32 INT32").split()
+    node.need(image.type in types_here, "no kernel for this type", image.type)
     rank = len(image.shape)
     axes = tuple(sorted({axis % rank for axis in node.numbers(1)})) if rank else ()
     count = int(np.prod([image.shape[axis] for axis in axes], dtype=np.int64))
@@ -42,8 +46,8 @@ def _parameters(node: Node) -> Reduction:
             # The division by the count goes into the multiplier, as QuantizedMeanOrSum does it.
             moved = min(count.bit_length() - 1, 32, 31 + shift)
             multiplier, shift = (multiplier << moved) // count, shift - moved
-    return Reduction(axes, count, node.operator.name, zero_of(image), multiplier, shift, zero_of(output),
-                     bool(node.option("keep_dims")))  # fmt: skip
+    name = node.operator.name
+    return Reduction(axes, count, name, zero_of(image), multiplier, shift, zero_of(output), image.shape, image.type)
 
 
 def _sum_of_floats(x: Array, axes: tuple[int, ...]) -> Array:
@@ -70,13 +74,24 @@ def _whole(parameters: Reduction, inputs: Inputs, outputs: Outputs) -> None:
         mean = total / np.float32(parameters.count) if parameters.operator == "MEAN" else total
         output[...] = mean.reshape(output.shape)
     else:
-        total = x.sum(axis=parameters.axes, dtype=np.int64)
-        made = scale(total - parameters.input_zero * parameters.count, parameters.multiplier, parameters.shift)
-        low, high = LIMITS["INT8" if x.dtype.itemsize == 1 else "INT16"]
-        output[...] = np.clip(made + parameters.zero, low, high).reshape(output.shape)
+        _finish(parameters, x.sum(axis=parameters.axes, dtype=np.int64), outputs)
 
 
-REDUCTION = Kernel(_parameters, _whole)
+def _finish(parameters: Reduction, total: Array, outputs: Outputs) -> None:
+    wide = total.astype(np.int64) - parameters.input_zero * parameters.count
+    made = scale(wide, parameters.multiplier, parameters.shift) + parameters.zero
+    outputs[0][...] = np.clip(made, *LIMITS[parameters.type]).reshape(outputs[0].shape)
+
+
+def _sums_shape(parameters: Reduction) -> tuple[int, int] | None:
+    fits = parameters.operator in ("MEAN", "SUM") and parameters.type in ("INT8", "INT16")
+    if not fits or parameters.axes != (1, 2) or len(parameters.shape) != 4:
+        return None
+    return parameters.shape[0], parameters.shape[3]
+
+
+REDUCTION = Kernel(_parameters, _whole, sums=Sums(_sums_shape, add_part, _finish))
+"""MEAN and SUM: 8-bit, 16-bit, float; REDUCE_MAX and REDUCE_MIN: any; REDUCE_ALL: truth values."""
 
 
 # -- places of extremes -----------------------------------------------------------------------------------------------
