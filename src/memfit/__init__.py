@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Plan,
         Profile,
         Pruning,
+        Sensitivity,
         TrainingStep,
         bench,
         calibrate,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         prune,
         replay,
         save_graph,
+        sensitivity,
         train,
     )
     from memfit.graph.model import Graph
@@ -41,6 +43,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Pruning",
+    "Sensitivity",
     "TrainingStep",
     "__version__",
     "bench",
@@ -53,6 +56,7 @@ __all__ = [
     "prune",
     "replay",
     "save_graph",
+    "sensitivity",
     "train",
 ]
 

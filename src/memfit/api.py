@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, Pruning, TrainingStep
+from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, Pruning, Sensitivity, TrainingStep
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Pruning",
+    "Sensitivity",
     "TrainingStep",
     "bench",
     "calibrate",
@@ -42,6 +43,7 @@ __all__ = [
     "prune",
     "replay",
     "save_graph",
+    "sensitivity",
     "train",
 ]
 
@@ -443,6 +445,96 @@ def calibrate(
     result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
     if save is not None:
         write_whole(Path(save), lambda stream: ranges.write(result, stream), force=True)
+    return result
+
+
+def sensitivity(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    data: Any,
+    samples: int | None = None,
+    bits: int = 8,
+    metric: str | Callable[..., Any] = "sqnr",
+    direction: str = "quantize",
+    method: str = "exact",
+    ranges: str | Path | None = None,
+    per_channel: bool = False,
+    store: str | Path | None = None,
+    jobs: int = 1,
+    backend: str = "loky",
+    batch: int | None = None,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | Path | None = None,
+    args: Mapping[str, Any] | None = None,
+    save: str | Path | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Sensitivity:
+    """Measure what quantizing each layer costs, one layer at a time, and explain it by the layers' roles.
+
+    >>> import memfit
+    >>> found = memfit.sensitivity("torchvision:squeezenet1_1", "1x3x32x32", data="random", samples=2)
+    >>> [row["role"] for row in found.rows[:3]], found.rows[0]["sqnr_db"] > 20
+    (['first', 'other', 'other'], True)
+
+    Args:
+        source: as for `memfit.capture`, if it can run; a library's model gets random weights, a held module keeps its
+            own and is left as it was.
+        inputs: shapes as text; None takes the model's own, or the data's where it has none.
+        data: as for `memfit.calibrate`; what is gone through only once is kept.
+        samples: how many; None takes all, or 32 of `random`.
+        bits: of the grids of weights and outputs, 2 to 16.
+        metric: sqnr (in dB), cosine, loss, accuracy, `FILE.py:CALLABLE`, or a function: called with a batch's outputs
+            and labels, it gives the mean over the samples, and more is better.
+        direction: quantize one layer of the float network; float: leave one float in the quantized network; both.
+        method: exact, or taylor: estimate all layers from one backward pass, with the rank correlation to exact figures.
+        ranges: a file of `memfit.calibrate`; None takes the least and largest values in this data.
+        per_channel: outputs have a grid for each channel; weights always have.
+        store: an SQLite file of what is done; the same call goes on where it was stopped.
+        jobs: processes.
+        backend: where they run: loky, on this machine; or ray, on a Ray cluster.
+        batch: samples that run at once; None keeps a loader's own batches and makes batches of 8 otherwise.
+        seed: of the noise, and of the choice where there are more samples than are wanted.
+        mean: taken from the colours of images, from 0 to 1; None is ImageNet's.
+        std: what each colour is divided by; None is ImageNet's.
+        weights: a `.safetensors` or `.pt` file of tensors.
+        args: arguments of the source's constructor.
+        save: keep the result in this JSON file, which is replaced if it exists.
+        progress: is told what is being done, how much of it is done, and of how much.
+
+    Raises:
+        UsageError: a store, or ranges, of another model or other data.
+        MissingExtra: joblib or Ray is not installed.
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.compress.sensitivity import Settings
+    from memfit.compress.sensitivity import sensitivity as run
+    from memfit.files import write_whole
+    from memfit.measure.session import no_progress
+    from memfit.report import json
+
+    settings = Settings(
+        data=data,
+        samples=samples,
+        bits=bits,
+        metric=metric,
+        direction=direction,
+        method=method,
+        ranges=ranges,
+        per_channel=per_channel,
+        store=store,
+        jobs=jobs,
+        backend=backend,
+        batch=batch,
+        seed=seed,
+        mean=mean,
+        std=std,
+    )
+    result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
+    if save is not None:
+        write_whole(Path(save), lambda stream: json.render(result, stream), force=True)
     return result
 
 

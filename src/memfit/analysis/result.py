@@ -224,6 +224,24 @@ class Pruning(Result):
         return {"settings": self.settings}
 
 
+@dataclass(frozen=True)
+class Sensitivity(Result):
+    """What quantizing each layer costs, one layer at a time, and which role in the network explains it."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was done: data, samples, bits, metric, direction, method, ranges, per channel, batch, seed."""
+    roles: tuple[dict[str, Any], ...] = ()
+    """By role, the most sensitive first: `role`, `layers`, `dips`, `mean` and `worst` of the metric, `mean_drop`."""
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    """Hashes of the `model`, its weights included, and of the `data`."""
+
+    command: ClassVar[str] = "sensitivity"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings, the roles and the fingerprint."""
+        return {"settings": self.settings, "roles": self.roles, "fingerprint": self.fingerprint}
+
+
 def _plain(value: Any) -> Any:
     """Turn tuples into lists all the way down, as JSON has them."""
     if isinstance(value, dict):

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "prune": "memfit.cli.prune",
     "check": "memfit.cli.check",
     "calibrate": "memfit.cli.calibrate",
+    "sensitivity": "memfit.cli.sensitivity",
 }
 """Every subcommand and the module whose `command` it is."""
 
