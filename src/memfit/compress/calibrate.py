@@ -15,7 +15,7 @@ from memfit.analysis.layers import UNUSED, Layer
 from memfit.analysis.result import Calibration
 from memfit.compress.data import Data, Fingerprint, open_data
 from memfit.compress.network import Network, opened
-from memfit.compress.observers import METHODS, OF_HISTOGRAMS, PERCENTILE, Observer, check_bits, grid, range_of
+from memfit.compress.observers import METHODS, OF_HISTOGRAMS, PERCENTILE, Observer, Range, check_bits, grid, range_of
 from memfit.errors import CaptureError, UsageError
 from memfit.graph.model import Graph
 from memfit.graph.optable import Role
@@ -40,7 +40,7 @@ class Settings:
     method: str = "minmax"
     bits: int = 8
     symmetric: bool = False
-    percentile: float = PERCENTILE
+    percentile: float | None = None
     per_channel: bool = False
     batch: int | None = None
     seed: int = 0
@@ -57,6 +57,16 @@ class Settings:
                 received=repr(self.method),
                 todo=f"use {', '.join(METHODS)}",
             )
+        if self.percentile in (None, PERCENTILE):
+            return
+        assert self.percentile is not None
+        if self.method != "percentile":
+            raise UsageError(
+                "a percentile is of the method of that name",
+                where="--percentile",
+                received=f"{self.percentile:g}, with --method {self.method}",
+                todo="add --method percentile, or leave it out",
+            )
         if not 50 < self.percentile <= 100:
             raise UsageError(
                 "a range that ends at a percentile has one from 50 to 100",
@@ -64,6 +74,16 @@ class Settings:
                 received=str(self.percentile),
                 todo="give 99.99, or less to leave out more",
             )
+
+    def range_of(self, observer: Observer) -> Range:
+        """Choose the range of what was seen."""
+        return range_of(
+            observer,
+            self.method,
+            bits=self.bits,
+            symmetric=self.symmetric,
+            percentile=PERCENTILE if self.percentile is None else self.percentile,
+        )
 
     def open(self, network: Network) -> Data:
         """Open the data for a network."""
@@ -185,7 +205,7 @@ class _Watch:
                 "method": settings.method,
                 "bits": settings.bits,
                 "symmetric": settings.symmetric,
-                "percentile": settings.percentile if settings.method == "percentile" else None,
+                "percentile": (settings.percentile or PERCENTILE) if settings.method == "percentile" else None,
                 "per_channel": settings.per_channel,
                 "batch": data.batch,
                 "seed": settings.seed,
@@ -201,13 +221,7 @@ class _Watch:
         if observer is None or not _floating(layer):
             return row
         settings = self.settings
-        found = range_of(
-            observer,
-            settings.method,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            percentile=settings.percentile,
-        )
+        found = settings.range_of(observer)
         low, high = float(found.low[0]), float(found.high[0])
         if math.isnan(low):
             return row
@@ -222,13 +236,7 @@ class _Watch:
         """Give the ranges of a layer's channels; one that saw nothing finite has nulls."""
         settings = self.settings
         assert observer.by_channel is not None
-        found = range_of(
-            observer.by_channel,
-            settings.method,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            percentile=settings.percentile,
-        )
+        found = settings.range_of(observer.by_channel)
         entry: dict[str, Any] = {"axis": observer.axis, "min": [], "max": [], "scale": [], "zero_point": []}
         for low, high in zip(found.low.tolist(), found.high.tolist(), strict=True):
             laid = None if math.isnan(low) else grid(low, high, settings.bits, symmetric=settings.symmetric)

@@ -191,12 +191,20 @@ def open_data(
     for name, value in (("--samples", samples), ("--batch", batch)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1", where=name, received=str(value), todo="give 1 or more")
+    if (mean is not None or std is not None) and not (isinstance(data, str | Path) and Path(data).is_dir()):
+        raise UsageError(
+            "--mean and --std are of a folder of images",
+            where="--data",
+            received=str(data) if isinstance(data, str | Path) else type(data).__name__,
+            todo="leave them out, and scale the data yourself",
+        )
     if not isinstance(data, str | Path):
         return Data(type(data).__name__, _own(type(data).__name__, lambda: data, wanted), batch, samples)
     text = str(data)
     if text == RANDOM:
         count = samples or SAMPLES
-        return Data(RANDOM, lambda: _noise(_known(wanted, text), count, seed), batch or BATCH, count, count)
+        known = _known(wanted, text)
+        return Data(RANDOM, lambda: _noise(known, count, seed), batch or BATCH, count, count)
     file, colon, name = text.rpartition(":")
     if colon and file.endswith(".py"):
         make = _own(text, _user_function(text), wanted)
@@ -310,7 +318,8 @@ def _fitted(tensor: Tensor, wanted: Wanted, where: str) -> Tensor:
 def _noise(wanted: Sequence[Wanted], count: int, seed: int) -> Iterator[Batch]:
     """Draw each sample with a seed of its own, so that how many are drawn at once makes no difference."""
     for sample in range(count):
-        generator = torch.Generator().manual_seed((seed << 32) + sample)
+        own = np.random.SeedSequence((seed, sample)).generate_state(1)  # PyTorch's generator takes 32 bits of a seed
+        generator = torch.Generator().manual_seed(int(own[0]))
         yield Batch(tuple(_drawn(entry, generator) for entry in wanted))
 
 
