@@ -130,6 +130,35 @@ def test_published_networks(name: str, runs: int, runtime: Runtime) -> None:
     compare(runtime, path, runs)
 
 
+@pytest.mark.parametrize("name", ["conv", "depthwise", "linear", "transpose_conv"])
+def test_a_bias_at_the_limit_of_its_type(name: str, runtime: Runtime, tmp_path: Path) -> None:
+    """Accumulators of 32 bits overflow here, as those of the runtime do."""
+    path = tmp_path / "model.tflite"
+    for seed in range(4):
+        net = kernel_nets.Draw(seed, "INT8")
+        y = kernel_nets.DRAWN[name][0](net)
+        for index, spec in enumerate(net.tensors):
+            if spec.type == "INT32" and spec.scales:
+                limits = np.iinfo(np.int32)
+                data = net.draw.choice([limits.min, limits.max, 0], spec.shape).astype("<i4").tobytes()
+                net.tensors[index] = spec._replace(data=data)
+        path.write_bytes(net.build(y))
+        compare(runtime, path, 6)
+
+
+@pytest.mark.parametrize("zero", [3, -5])
+def test_floats_that_no_integer_holds(zero: int, runtime: Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    x = np.array([[1e30, -1e30, np.inf, -np.inf, np.nan, 1e9, -3e8, 129.6, -129.6]], np.float32)
+    for name, type in (("QUANTIZE", "INT8"), ("QUANTIZE", "INT16"), ("CAST", "INT8"), ("CAST", "INT32")):
+        net = models.Net("FLOAT32")
+        quantized = name == "QUANTIZE"
+        y = net.tensor(x.shape, type, scale=0.05 if quantized else None, zero=zero if type == "INT8" else 0)
+        path.write_bytes(net.build(net.op(name, [net.input(*x.shape)], [y], f"{name.title()}Options")))
+        expected = runtime.outputs(path, [[x]])[0][0]
+        np.testing.assert_array_equal(Interpreter(read_model(path)).run([x])[0], expected, f"{name} to {type}")
+
+
 def test_every_kernel_has_a_network() -> None:
     makers = [
         *NETS.values(),

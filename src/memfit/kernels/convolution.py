@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from memfit.kernels.activation import activation_range, float_range
-from memfit.kernels.fixed_point import Ints, quantize_multipliers, scale, scale_wide
+from memfit.kernels.fixed_point import INT32_MAX, Ints, quantize_multipliers, scale, scale_wide, wrap32
 from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, scale_of, zero_of
 from memfit.kernels.window import Axis, Window, window
 
@@ -37,9 +37,13 @@ class Requantization:
     high: int
     wide: bool
     """Accumulators of 64 bits, as for 16-bit activations with a bias of 64."""
+    wraps: bool = False
+    """True if accumulators of 32 bits may overflow, which a bias near their limits can do."""
 
     def __call__(self, accumulators: Ints) -> Ints:
         """Give the output's integers; channels last."""
+        if self.wraps:
+            accumulators = wrap32(accumulators)
         made = (scale_wide if self.wide else scale)(accumulators, self.multiplier, self.shift)
         if self.zero:
             made += self.zero
@@ -113,7 +117,10 @@ _WIDE_BIASES = {"DEPTHWISE_CONV_2D": ("INT64",), "TRANSPOSE_CONV": ("INT64", "IN
 
 
 def requantization(node: Node, multiplier: Ints, shift: Ints, bias: int) -> Requantization:
-    """Put together how accumulators become the output's integers; `bias` is the position of the bias input."""
+    """Put together how accumulators become the output's integers; `bias` is the position of the bias input.
+
+    The weights are the second input of all operators that come here.
+    """
     output, added = node.output(), node.optional(bias)
     known = ("INT32",) if output.type == "INT8" else _WIDE_BIASES.get(node.operator.name, ("INT64", "INT32"))
     node.need(added is None or added.type in known, "a bias of a type that TFLM misreads", added and added.type)
@@ -121,7 +128,12 @@ def requantization(node: Node, multiplier: Ints, shift: Ints, bias: int) -> Requ
     wide = output.type == "INT16" and (added is None or added.type == "INT64")
     # With 16 bits the zero points are 0, and the kernels do not look at them.
     zero = zero_of(output) if output.type == "INT8" else 0
-    return Requantization(multiplier, shift, zero, low, high, wide)
+    weights, constant = node.constant(1), node.constant(bias)
+    wraps = not wide
+    if not wide and weights is not None and (added is None or constant is not None):
+        products = (1 << 16 if output.type == "INT16" else 255) * np.abs(weights.astype(np.int64)).sum()
+        wraps = int(products) + (0 if constant is None else int(np.abs(constant.astype(np.int64)).max())) > INT32_MAX
+    return Requantization(multiplier, shift, zero, low, high, wide, wraps)
 
 
 TYPES = {
@@ -173,7 +185,7 @@ def _offset(weights: Array, bias: Array | None, fill: int, depthwise: bool) -> I
 
 
 def _needs(parameters: Convolution, region: Region) -> Held:
-    return parameters.window.needed(region), None, None
+    return (parameters.window.needed(region),)
 
 
 def _part(parameters: Convolution, inputs: Inputs, held: Held, outputs: Outputs, region: Region) -> None:
@@ -291,7 +303,8 @@ def _transposed_parameters(node: Node) -> Transposed:
     matrices = requantize = None
     if image.type != "FLOAT32":
         requantize = requantization(node, *convolution_scales(node, 2, 1, filters.shape[0]), 3)
-        requantize = replace(requantize, wide=image.type == "INT16")
+        wide = image.type == "INT16"
+        requantize = replace(requantize, wide=wide, wraps=requantize.wraps and not wide)
         matrices = None if weights is None else _tap_matrices(weights, 2 * TYPES[kinds])
     return Transposed(
         window(node, output.shape, (filters.shape[1], filters.shape[2])),
@@ -319,7 +332,6 @@ def _transposed_needs(parameters: Transposed, region: Region) -> Held:
             *_sources(rows, region.top, region.bottom, parameters.height),
             *_sources(columns, region.left, region.right, parameters.width),
         ),
-        None,
     )
 
 

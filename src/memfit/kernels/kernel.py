@@ -247,7 +247,8 @@ class Kernel:
     def needed(self, parameters: Any, region: Region) -> Held:
         """Say which part of each input a region of the output takes; None for an input that is taken whole.
 
-        Padding is left out: what lies outside of the input is never asked for.
+        Inputs after the last entry are taken whole too. Padding is left out: what lies outside of an input is never
+        asked for, and a part may be empty.
         """
         assert self.needs is not None  # asked for only where by_regions
         return self.needs(parameters, region)
@@ -258,7 +259,8 @@ class Kernel:
         Args:
             parameters: from `prepare`.
             inputs: arrays as for `run`; those with an area hold only `held` of it.
-            held: the part of each input that its array holds, at least what `needed` says; None for whole ones.
+            held: the part of each input that its array holds, at least what `needed` says; None for whole ones,
+                and for those after the last entry.
             outputs: arrays (batch, region.height, region.width, channels). What it takes for a row is read
                 before the row is written, but for PAD and CONCATENATION.
             region: rows and columns of the output.

@@ -205,7 +205,7 @@ def _pad_needs(parameters: Padding, region: Region) -> Held:
         first = min(max(start - before, 0), size)
         return first, max(min(end - before, size), first)
 
-    return Region(*inside(region.top, region.bottom, 1), *inside(region.left, region.right, 2)), None, None
+    return (Region(*inside(region.top, region.bottom, 1), *inside(region.left, region.right, 2)),)
 
 
 def _pad_part(parameters: Padding, inputs: Inputs, held: Held, outputs: Outputs, region: Region) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from memfit.kernels.activation import LIMITS
 from memfit.kernels.elementwise import INT8_VALUES, elementwise, lookup
-from memfit.kernels.fixed_point import Ints, quantize_multiplier, scale
+from memfit.kernels.fixed_point import INT32_MAX, INT32_MIN, Ints, quantize_multiplier, scale, wrap32
 from memfit.kernels.kernel import DTYPES, Array, Node, scale_of, zero_of
 
 
@@ -63,7 +63,9 @@ def _quantize(parameters: Requantize | Affine, inputs: list[Array]) -> Array:
         return lookup(parameters.table, x) if parameters.table is not None else parameters.compute(x.astype(np.int64))
     real = (x / np.float32(parameters.scale)).astype(np.float64)
     whole = np.copysign(np.floor(np.abs(real) + 0.5), real)
-    made: Array = np.clip(whole + parameters.zero, parameters.low, parameters.high)
+    # What no 32-bit integer holds, NaN included, becomes the smallest one: x86's conversion, and no other promise.
+    held = np.where((whole >= INT32_MIN) & (whole <= INT32_MAX), whole, INT32_MIN).astype(np.int64)
+    made: Array = np.clip(wrap32(held + parameters.zero), parameters.low, parameters.high)
     return made
 
 
@@ -91,11 +93,11 @@ def _cast_parameters(node: Node) -> str:
 
 
 def _cast(kind: str, inputs: list[Array]) -> Array:
-    """Convert: floats towards zero and saturating, integers cut to the width."""
+    """Convert: floats towards zero and saturating, NaN to 0, integers cut to the width."""
     x, target = inputs[0], np.dtype(kind)
     if x.dtype.kind == "f" and target.kind == "i":
         limits = np.iinfo(target)
-        return np.clip(np.trunc(x.astype(np.float64)), limits.min, limits.max).astype(target)
+        return np.clip(np.trunc(np.nan_to_num(x.astype(np.float64))), limits.min, limits.max).astype(target)
     return x.astype(target)
 
 

@@ -86,7 +86,6 @@ def _parameters(node: Node) -> Resize:
 def _needs(parameters: Resize, region: Region) -> Held:
     return (
         Region(*parameters.rows.span(region.top, region.bottom), *parameters.columns.span(region.left, region.right)),
-        None,
     )
 
 
