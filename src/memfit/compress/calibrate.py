@@ -57,9 +57,8 @@ class Settings:
                 received=repr(self.method),
                 todo=f"use {', '.join(METHODS)}",
             )
-        if self.percentile in (None, PERCENTILE):
+        if self.percentile is None or self.percentile == PERCENTILE:
             return
-        assert self.percentile is not None
         if self.method != "percentile":
             raise UsageError(
                 "a percentile is of the method of that name",
@@ -115,7 +114,7 @@ def calibrate(
         for batch in data:
             watch.add(batch.inputs, batch)
             progress("calibrating", watch.samples, data.length or settings.samples)
-        return watch.result(data)
+        return watch.result(data, progress)
 
 
 class _Watch:
@@ -160,7 +159,7 @@ class _Watch:
             channels = int(output.shape[axis])
         return Observer(channels, axis, histograms=self.settings.method in OF_HISTOGRAMS)
 
-    def result(self, data: Data) -> Calibration:
+    def result(self, data: Data, progress: Progress = no_progress) -> Calibration:
         """Choose the ranges."""
         network, settings = self.network, self.settings
         assert network.graph is not None  # data without samples is refused
@@ -169,6 +168,7 @@ class _Watch:
         infinite: list[str] = []
         empty: list[str] = []
         for number, layer in enumerate(network.layers):
+            progress("choosing the ranges", number, len(network.layers))
             if layer.type == UNUSED:
                 continue
             observer = self.observers.get(number)

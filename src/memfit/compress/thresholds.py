@@ -13,6 +13,11 @@ _CANDIDATES = 128
 """Ends of a range that are tried; they lie evenly between the narrowest and the widest."""
 
 
+def _tried(histogram: Histogram) -> int:
+    """Say how many ends are worth trying: fewer where bins are few, as they are for channels."""
+    return max(min(_CANDIDATES, histogram.bins // 32), 2)
+
+
 def entropy_threshold(histogram: Histogram, channel: int, bits: int, *, one_sided: bool) -> float:
     """Find the threshold at which the clipped and quantized distribution is closest to the true one.
 
@@ -43,7 +48,7 @@ def entropy_threshold(histogram: Histogram, channel: int, bits: int, *, one_side
     if least >= most:
         return most * width
     best, found = np.inf, most
-    for reach in np.unique(np.linspace(least, most, _CANDIDATES).round().astype(int)):
+    for reach in np.unique(np.linspace(least, most, _tried(histogram)).round().astype(int)):
         inside = row[half - reach : half + reach]
         clipped = inside.copy()
         clipped[0] += row[: half - reach].sum()
@@ -98,7 +103,7 @@ def least_error(
         place = int(np.argmin(errors))
         return float(lows[place]), float(highs[place])
 
-    tried = min(_CANDIDATES, histogram.bins // 16)
+    tried = _tried(histogram)
     shares = np.linspace(1.0, 1.0 / tried, tried)
     low, high = best(ends[0] * shares, ends[1] * shares)
     if symmetric:

@@ -238,7 +238,7 @@ _CANNOT_RUN = {
 
 def _no_weights(why: str, source: str | None = None) -> SourceError:
     return SourceError(
-        "only a model that can run can be timed",
+        "this runs the model, and only a PyTorch model can run",
         where=source,
         received=why,
         todo="name the model itself, such as torchvision:resnet50 or FILE.py:CALLABLE, or pass an nn.Module",
