@@ -151,13 +151,6 @@ class Call:
             raise self.wrong(f"attribute {name} should be a whole number", _kind(found))
         return found
 
-    def real(self, name: str, default: float) -> float:
-        """Give a number among the attributes."""
-        found = self.attributes.get(name, default)
-        if not isinstance(found, int | float):
-            raise self.wrong(f"attribute {name} should be a number", _kind(found))
-        return found
-
     def integers(self, name: str, default: Sequence[int] | None = None, count: int | None = None) -> list[int]:
         """Give a list of whole numbers among the attributes, of that length."""
         found = self.attributes.get(name, default)
