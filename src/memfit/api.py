@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.analysis.result import Benchmark, Calibration, Check, Plan, Profile, Pruning, Sensitivity, TrainingStep
+from memfit.analysis.result import (
+    Benchmark,
+    Calibration,
+    Check,
+    Plan,
+    Profile,
+    Pruning,
+    Quantization,
+    Sensitivity,
+    TrainingStep,
+)
 from memfit.capture.entry import capture, open_model
 from memfit.errors import UsageError
 from memfit.graph.io import SUFFIX
@@ -31,8 +41,10 @@ __all__ = [
     "Plan",
     "Profile",
     "Pruning",
+    "Quantization",
     "Sensitivity",
     "TrainingStep",
+    "apply_recipe",
     "bench",
     "calibrate",
     "capture",
@@ -41,6 +53,7 @@ __all__ = [
     "plan",
     "profile",
     "prune",
+    "quantize",
     "replay",
     "save_graph",
     "sensitivity",
@@ -76,6 +89,7 @@ def profile(
     blocks: str | None = None,
     inplace_depthwise: bool = True,
     bits: int = 8,
+    recipe: str | Path | None = None,
     frozen_bits: int | None = None,
     train_only: str | None = None,
     probe: bool = False,
@@ -116,6 +130,7 @@ def profile(
         blocks: regular expression of the module paths that are blocks.
         inplace_depthwise: `mcunet`: a depthwise convolution overwrites its input.
         bits: `mcunet`: bits of an activation.
+        recipe: a file that `memfit.quantize` saved: activations have its bits; its memory model is the default.
         frozen_bits: bits of a parameter that is not trained, in `model_bytes`.
         train_only: which parameters train: bias, norm, or a regular expression.
         probe: `eager`: run each distinct operation once on real tensors, for workspaces without a rule.
@@ -133,6 +148,13 @@ def profile(
     Raises:
         MemfitError: what failed, where, what was received and what to do; see `memfit.capture`.
     """
+    kept = None
+    if recipe is not None:
+        from memfit.compress.recipe import check_network, notes_of
+        from memfit.compress.recipe import read as read_recipe
+
+        kept = read_recipe(recipe)
+        memory = memory or kept.memory
     memory = memory or ("tensors" if per == "tensor" else _default_memory(source) if phase is None else "cuda")
     model = memory_model(memory)
     _check_format(source, memory)
@@ -174,6 +196,8 @@ def profile(
             context=context,
             **options,
         )
+    if kept is not None:
+        check_network(kept, graph)
     if save_graph is not None:
         from memfit.graph.io import save
 
@@ -192,12 +216,15 @@ def profile(
         blocks=blocks,
         inplace_depthwise=inplace_depthwise,
         bits=bits,
+        layer_bits=None if kept is None else kept.layer_bits,
         frozen_bits=frozen_bits,
         train_only=train_only,
         probes=probes,
         allocator=_settings(alloc_conf),
         estimate=estimate,
     )
+    if kept is not None:
+        result = replace(result, notes=(*result.notes, *notes_of(kept, result.inputs, memory)))
     if budget is None or phase is None or isinstance(opened, Graph):
         return result
     from memfit.training.generation import Fit
@@ -930,3 +957,147 @@ def _refuse(given: Mapping[str, Any], source: Any, why: str, todo: str) -> None:
     for name, value in given.items():
         if value is not None and value != {}:
             raise UsageError(f"--{name} does not go with this source: {why}", where=str(source), todo=todo)
+
+
+def quantize(
+    source: str | nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    data: Any,
+    budget: int | str,
+    memory: str = "mcunet",
+    bits: Sequence[int] = (2, 4, 8, 16),
+    weight_bits: Sequence[int] | None = None,
+    max_flash: int | str | None = None,
+    strategy: str = "exact",
+    samples: int | None = None,
+    batch: int | None = None,
+    ranges: str | Path | None = None,
+    metric: str | Callable[[nn.Module], Any] | None = None,
+    equalize: bool = True,
+    correct: bool = True,
+    rounding: str = "nearest",
+    train: str | Callable[[nn.Module], Any] | None = None,
+    seed: int = 0,
+    time_limit: float = 60.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | Path | None = None,
+    args: Mapping[str, Any] | None = None,
+    save: str | Path | None = None,
+    force: bool = False,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Quantization:
+    """Choose the bits of every activation and weight, so that the network's peak fits a budget and the least is lost.
+
+    >>> import memfit
+    >>> found = memfit.quantize("torchvision:squeezenet1_1", "1x3x64x64", budget="60KiB", data="random", samples=2)
+    >>> found.totals["baseline_peak_bytes"], found.totals["peak_bytes"] <= 60 * 1024, found.totals["optimal"]
+    (76880, True, True)
+    >>> [entry["name"] for entry in found.strategies]
+    ['exact', 'greedy', 'uniform']
+
+    Args:
+        source: as for `memfit.capture`, if it can run; a held module is not changed.
+        inputs: shapes as text, for which the budget holds; None takes the model's own.
+        data: `random`, `FILE.py:CALLABLE`, a folder of images, a `.npz` file, or an iterable of batches, as for
+            `memfit.calibrate`.
+        budget: bytes of the peak under the memory model, or text such as 256KiB; of a model of training, of all that
+            is kept.
+        memory: the memory model of the budget: mcunet, ideal, autograd or tinytl.
+        bits: widths that an activation may have, 2 to 16.
+        weight_bits: widths that a weight may have; None is 8, or with `max_flash` those of `bits`.
+        max_flash: bytes of flash, or text: model file and code, both estimated for TensorFlow Lite Micro.
+        strategy: exact (an integer programme), greedy (whatever is largest, one step narrower, until it fits) or
+            uniform; the others are shown beside it.
+        samples: of the data; None takes all, or 32 of `random`.
+        batch: samples that run at once.
+        ranges: a file that `memfit.calibrate` saved, for the grids of activations; None finds, for each width, the
+            range of the least squared error.
+        metric: accuracy, loss or sqnr (dB, against the float network), or a callable that is given the module, or
+            `FILE.py:CALLABLE`. None is accuracy where there are labels, else sqnr.
+        equalize: even out the channels of neighbouring layers first, which changes nothing in floating point.
+        correct: take out the shift that rounded weights give to each channel's mean.
+        rounding: of weights: nearest, or learned layer by layer.
+        train: trains the rounded network in place: a callable that is given it, or `FILE.py:CALLABLE`.
+        seed: of random data, of the search and of what training draws.
+        time_limit: about seconds for the integer programme, counted in steps, so that the answer is always the same.
+        mean: taken from the colours of images, from 0 to 1; None is ImageNet's.
+        std: what each colour is divided by; None is ImageNet's.
+        weights: a `.safetensors` or `.pt` file of tensors.
+        args: arguments of the source's constructor.
+        save: write the recipe here as JSON.
+        force: overwrite that file if it exists.
+        progress: is told what is being done, how much of it is done, and of how much.
+
+    Raises:
+        UsageError: a budget below what is possible; says the smallest reachable.
+        MissingExtra: OR-tools is not installed.
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.capture.sources.user_file import load_function
+    from memfit.compress import recipe
+    from memfit.compress.quantize import Settings
+    from memfit.compress.quantize import quantize as run
+    from memfit.files import check_target, write_whole
+    from memfit.measure.session import no_progress
+    from memfit.units import parse_bytes
+
+    if save is not None:
+        check_target(save, force=force)
+    peak, flash = (parse_bytes(size) if isinstance(size, str) else size for size in (budget, max_flash))
+    assert peak is not None
+    tune = load_function(train) if isinstance(train, str) else train
+    score = load_function(metric) if isinstance(metric, str) and ".py:" in metric else metric
+    settings = Settings(
+        data=data,
+        budget_bytes=peak,
+        memory=memory,
+        bits=tuple(bits),
+        weight_bits=None if weight_bits is None else tuple(weight_bits),
+        max_flash=flash,
+        strategy=strategy,
+        samples=samples,
+        batch=batch,
+        ranges=ranges,
+        metric=score,
+        equalize=equalize,
+        correct=correct,
+        rounding=rounding,
+        train=tune,
+        seed=seed,
+        time_limit=time_limit,
+        images={"mean": mean, "std": std},
+    )
+    result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
+    if save is not None:
+        write_whole(Path(save), lambda stream: recipe.write(result.recipe, stream), force=force)
+    return result
+
+
+def apply_recipe(model: nn.Module, recipe: str | Path | Any) -> nn.Module:
+    """Make the rounded network that a recipe describes.
+
+    >>> import memfit, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> found = memfit.quantize(net, "1x8", budget="16B", data="random", samples=4)
+    >>> x = torch.ones(3, 8)
+    >>> torch.equal(memfit.apply_recipe(net, found.recipe)(x), found.module(x))
+    True
+
+    Args:
+        model: the network with the weights that the recipe was made for; it is not changed.
+        recipe: a file that `memfit.quantize` saved, or its result's `recipe`.
+
+    Returns:
+        A module that takes and gives what the model does, in evaluation mode; in training mode gradients pass the
+        rounding as they are.
+
+    Raises:
+        SourceError: no such file, or it is no recipe.
+        UsageError: a recipe for another network or other weights.
+    """
+    from memfit.compress.quantized import apply
+    from memfit.compress.recipe import Recipe, read
+
+    return apply(model, recipe if isinstance(recipe, Recipe) else read(recipe))

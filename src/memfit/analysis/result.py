@@ -225,6 +225,26 @@ class Pruning(Result):
 
 
 @dataclass(frozen=True)
+class Quantization(Result):
+    """Bits of every activation and weight with which a network fits, and what they lose. Sizes are in bytes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How they were chosen: data, metric, strategy, widths, rounding, seed."""
+    strategies: tuple[dict[str, Any], ...] = ()
+    """Ways to choose, side by side: `name`, `peak_bytes`, `fits`, `cost`, `mean_bits`, `metric`, `optimal`, `gap`."""
+    recipe: Any = field(default=None, repr=False, compare=False)
+    """What `memfit quantize --save` writes; not in JSON."""
+    module: Any = field(default=None, repr=False, compare=False)
+    """The network as an `nn.Module` that rounds as the recipe says; not in JSON."""
+
+    command: ClassVar[str] = "quantize"
+
+    def further(self) -> dict[str, Any]:
+        """Give the settings, and what each strategy reaches."""
+        return {"settings": self.settings, "strategies": self.strategies}
+
+
+@dataclass(frozen=True)
 class Sensitivity(Result):
     """What quantizing each layer costs, one layer at a time, and which role in the network explains it."""
 

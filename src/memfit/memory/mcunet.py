@@ -11,6 +11,10 @@ with two sharings:
 
 Views and pooling to the size there is make no bytes; what the network's own code changes in place stays in place.
 
+Bits may differ by layer. A layer whose output takes another's bytes then needs the larger of the two while it runs
+(a depthwise convolution to wider elements starts with the last channel), and its own from then on; the output of
+sharing 2 never exists by itself, so that it has the sum's bits.
+
 Source: Lin et al., MCUNetV2: Memory-efficient Patch-based Inference for Tiny Deep Learning, NeurIPS 2021, figure 1
 (https://arxiv.org/abs/2110.15352).
 
@@ -21,12 +25,13 @@ the forward pass counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 from memfit.analysis.layers import INPUT, UNUSED, Layer
-from memfit.analysis.values import NONE, Values
-from memfit.graph.model import Graph, Op
+from memfit.analysis.values import NONE
+from memfit.graph.model import Op
 from memfit.graph.optable import Role
+from memfit.memory.demand import NO_GROUP, Demand, Moment, Part
 from memfit.memory.model import Figures, MemoryModel, View, peak
 
 _ACCUMULATES = frozenset({Role.CONV, Role.LINEAR, Role.MATMUL})
@@ -39,14 +44,20 @@ def figures(view: View) -> Figures:
     >>> figures(View(Graph((), (), (), (), (), ()))).total_bytes
     0
     """
-    values, bits = view.values, view.options.bits
-    plan = _Buffers(view.graph, values, view.layers, inplace_depthwise=view.options.inplace_depthwise)
-    needs = plan.needs(lambda elements: (elements * bits + 7) // 8)
-    per_op: list[int | None] = [None] * len(view.graph.ops)
-    for index, need in needs.items():
-        per_op[index] = need
-    note = f"mcunet counts every activation, the input too, at {bits} bits"
-    return Figures(tuple(per_op), peak(tuple(per_op)), (note,))
+    found, chosen = demand(view), view.options.layer_bits
+    per_op = found.per_op(chosen or {})
+    counted = f"at {view.options.bits} bits" if chosen is None else "at its layer's bits"
+    return Figures(per_op, peak(per_op), (f"mcunet counts every activation, the input too, {counted}",))
+
+
+def demand(view: View) -> Demand:
+    """Give what is alive at each layer's first operation; layers that share bytes while both exist are one group.
+
+    >>> from memfit.graph.model import Graph
+    >>> demand(View(Graph((), (), (), (), (), ()))).moments
+    ()
+    """
+    return _Buffers(view).demand()
 
 
 def _channels(op: Op, shape: tuple[int, ...]) -> int:
@@ -54,62 +65,112 @@ def _channels(op: Op, shape: tuple[int, ...]) -> int:
     return shape[-1] if op.attrs.get("layout") == "nhwc" else shape[1]
 
 
+class _HandOver(NamedTuple):
+    """Bytes that pass from one layer's output to another's while an operation runs."""
+
+    before: Part
+    after: Part
+    scratch: int
+    """Elements needed besides, of the new output."""
+
+
 class _Buffers:
     """Bytes that values occupy: which buffer each is in, and from when to when."""
 
-    def __init__(self, graph: Graph, values: Values, rows: tuple[Layer, ...], *, inplace_depthwise: bool) -> None:
-        self.graph = graph
-        self.values = values
-        self.inplace = inplace_depthwise
-        count = len(values.forward)
-        self.last_read = [reads[-1] if reads else NONE for reads in values.readers]
-        for value in values.leaving:
+    def __init__(self, view: View) -> None:
+        self.graph, self.values = view.graph, view.values
+        self.own_bits = view.options.bits
+        self.inplace = view.options.inplace_depthwise
+        count = len(self.values.forward)
+        self.last_read = [reads[-1] if reads else NONE for reads in self.values.readers]
+        for value in self.values.leaving:
             self.last_read[value] = count
-        self.heads = [row for row in rows if row.type not in (INPUT, UNUSED)]
-        self.position = {op.index: position for position, op in enumerate(values.forward)}
+        self.rows = view.layers
+        self.heads = [row for row in self.rows if row.type not in (INPUT, UNUSED)]
+        self.position = {op.index: position for position, op in enumerate(self.values.forward)}
         self.row_at = {self.position[row.head]: row for row in self.heads}
-        self.buffer = [NONE] * len(values.producer)
+        self.number = {row.name: number for number, row in enumerate(self.rows)}
+        self.sum_of: dict[str, str] = {}
+        """Names of the layers that accumulate into another tensor, and of the add that this makes."""
+        self.buffer = [NONE] * len(self.values.producer)
         self.size: list[int] = []
         self.birth: list[int] = []
         self.death: list[int] = []
-        self.scratch: dict[int, int] = {}
+        self.stays: list[list[tuple[int, int]]] = []
+        """By buffer: the groups that are in it one after another, each with the position from which on it is."""
+        self.handed: dict[int, _HandOver] = {}
         self._fill()
 
-    def needs(self, to_bytes: Callable[[int], int]) -> dict[int, int]:
-        """Bytes at each row's first operation, by operation index; `to_bytes` turns elements into bytes."""
-        count = len(self.values.forward)
-        change = [0] * (count + 2)
-        for size, birth, death in zip(self.size, self.birth, self.death, strict=True):
-            if death >= birth:
-                taken = to_bytes(size)
-                change[max(birth, 0)] += taken
-                change[min(death, count) + 1] -= taken
-        live, alive = 0, []
-        for step in change:
-            live += step
-            alive.append(live)
-        return {
-            row.head: alive[position] + to_bytes(self.scratch.get(position, 0)) for position, row in self.row_at.items()
-        }
+    def demand(self) -> Demand:
+        """Say what is alive at each row's first operation; where bytes change hands, before and after that."""
+        used = sorted({group for stays in self.stays for group, _ in stays if group >= 0})
+        place = {number: group for group, number in enumerate(used)}
+        names: list[list[str]] = [[] for _ in used]
+        for row in self.rows:
+            number = self._group(row)
+            if number in place:
+                names[place[number]].append(row.name)
+        begin: dict[int, list[tuple[int, Part]]] = {}
+        for buffer, stays in enumerate(self.stays):
+            if self.death[buffer] < self.birth[buffer]:
+                continue
+            ends = [*(made for _, made in stays[1:]), self.death[buffer]]
+            for (group, made), end in zip(stays, ends, strict=True):
+                begin.setdefault(max(made, 0), []).append((end, Part(group, self.size[buffer], self.own_bits)))
+        alive: list[tuple[int, Part]] = []
+        moments: list[Moment] = []
+        for position in range(len(self.values.forward)):
+            alive = [stay for stay in alive if stay[0] >= position] + begin.get(position, [])
+            here = self.row_at.get(position)
+            if here is None:
+                continue
+            parts = [part for _, part in alive]
+            over = self.handed.get(position)
+            states = [parts]
+            if over is not None:
+                for part in over[:2]:
+                    if part in parts:
+                        parts.remove(part)
+                besides = [over.after._replace(elements=over.scratch)] if over.scratch else []
+                states = [[*parts, part, *besides] for part in over[:2]]
+            moments += [
+                Moment(here.head, tuple(part._replace(group=place.get(part.group, NO_GROUP)) for part in state))
+                for state in states
+            ]
+        return Demand(tuple(map(tuple, names)), tuple(moments), len(self.graph.ops), "peak", frozenset(self.sum_of))
 
-    def _new(self, value: int, elements: int, made: int, *, within_input: bool = False) -> None:
+    def _group(self, row: Layer | None) -> int:
+        """Number the row whose bits a row's output has: its own, or that of the sum it is added into."""
+        return NO_GROUP if row is None else self.number[self.sum_of.get(row.name, row.name)]
+
+    def _new(self, value: int, elements: int, made: int, row: Layer | None, *, within_input: bool = False) -> None:
         """Give a value its own bytes; one that is made within its input's counts from the next operation on."""
         self.buffer[value] = len(self.size)
         self.size.append(elements)
         self.birth.append(made + within_input)
         self.death.append(max(self.last_read[value], made))
+        self.stays.append([(self._group(row), made + within_input)])
 
-    def _join(self, value: int, buffer: int) -> None:
+    def _part(self, buffer: int) -> Part:
+        return Part(self.stays[buffer][-1][0], self.size[buffer], self.own_bits)
+
+    def _join(self, value: int, buffer: int, made: int, row: Layer | None) -> None:
+        """Put a value where another one was."""
+        before, group = self._part(buffer), self._group(row)
+        if before.group != group:
+            self.stays[buffer].append((group, made))
+            self.handed[made] = _HandOver(before, self._part(buffer), 0)
         self.buffer[value] = buffer
         self.death[buffer] = max(self.death[buffer], self.last_read[value])
 
     def _fill(self) -> None:
         graph, values = self.graph, self.values
+        given = {row.result: row for row in self.rows if row.type == INPUT}
         for i in graph.inputs:
             tensor = graph.tensors[i]
             value = values.value_of[tensor.storage, tensor.version]
             if self.buffer[value] < 0:
-                self._new(value, tensor.elements, NONE)
+                self._new(value, tensor.elements, NONE, given.get(i))
         targets = self._accumulations()
         row: Layer | None
         inner = {self.position[i]: row for row in self.heads for i in row.ops if i != row.head}
@@ -127,19 +188,22 @@ class _Buffers:
             value = values.value_of[tensor.storage, tensor.version]
             for other in values.outputs[position]:
                 if other != value and not values.state[other] and self.last_read[other] >= 0:
-                    self._new(other, values.elements[other], position)
+                    self._new(other, values.elements[other], position, None)
             if values.state[value] or self.buffer[value] >= 0:
                 continue
             target = values.mutates[position]
             if position in targets and self.buffer[targets[position]] >= 0:
-                self._join(value, self.buffer[targets[position]])
+                self._join(value, self.buffer[targets[position]], position, row)
             elif target >= 0 and self.buffer[target] >= 0:
-                self._join(value, self.buffer[target])
+                self._join(value, self.buffer[target], position, row)
             elif self._runs_in_place(op, row, position):
-                self._new(value, row.activations, position, within_input=True)
-                self.scratch[position] = tensor.elements // (tensor.shape[0] * _channels(op, tensor.shape))
+                self._new(value, row.activations, position, row, within_input=True)
+                source = graph.tensors[op.inputs[0]]
+                before = self._part(self.buffer[values.value_of[source.storage, source.version]])
+                scratch = tensor.elements // (tensor.shape[0] * _channels(op, tensor.shape))
+                self.handed[position] = _HandOver(before, self._part(self.buffer[value]), scratch)
             else:
-                self._new(value, row.activations, position)
+                self._new(value, row.activations, position, row)
 
     def _follow(self, position: int, row: Layer | None) -> None:
         """Put what a folded operation makes where its row's output is."""
@@ -161,7 +225,7 @@ class _Buffers:
             made = self.graph.tensors[result]
             value = values.value_of[made.storage, made.version]
             if self.buffer[value] < 0 and not values.state[value]:
-                self._join(value, buffer)
+                self._join(value, buffer, position, row)
 
     def _runs_in_place(self, op: Op, row: Layer, position: int) -> bool:
         """True for a depthwise convolution that may overwrite its input."""
@@ -219,7 +283,8 @@ class _Buffers:
             ):
                 targets[head] = residual
                 targets[position] = residual
+                self.sum_of[layer.name] = row.name
         return targets
 
 
-MODEL = MemoryModel("mcunet", "analytic peak of integer inference, as in MCUNetV2", "peak", figures)
+MODEL = MemoryModel("mcunet", "analytic peak of integer inference, as in MCUNetV2", "peak", figures, demand=demand)

@@ -16,6 +16,7 @@ from memfit.graph.optable import Role, role
 
 if TYPE_CHECKING:
     from memfit.memory.cuda.allocator import Settings
+    from memfit.memory.demand import Demand
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Options:
 
     bits: int = 8
     """`mcunet`: bits of one activation."""
+    layer_bits: Mapping[str, int] | None = None
+    """Bits of layers' outputs, by the layers' names; a layer without an entry keeps the model's own."""
     inplace_depthwise: bool = True
     """`mcunet`: let depthwise convolutions overwrite their input."""
     train_only: str | None = None
@@ -120,6 +123,8 @@ class MemoryModel(NamedTuple):
     figures: Callable[[View], Figures]
     of_training: bool = False
     """True where the figures are of training, so that a model is captured with loss and backward."""
+    demand: Callable[[View], Demand] | None = None
+    """The same figures as sums over layers' outputs, of models whose activations may have bits of their own."""
 
 
 def peak(per_op: tuple[int | None, ...]) -> int:

@@ -15,6 +15,7 @@ from memfit.errors import UsageError
 from memfit.graph.model import Graph, Phase, packed_bytes
 from memfit.graph.optable import Role, role
 from memfit.memory import kv_cache
+from memfit.memory.demand import check_bits
 from memfit.memory.model import Figures, MemoryModel, Options, View
 from memfit.memory.registry import memory_model
 from memfit.memory.tensors import allocated_bytes, listed
@@ -45,6 +46,7 @@ def profile_graph(
     blocks: str | None = None,
     inplace_depthwise: bool = True,
     bits: int = 8,
+    layer_bits: Mapping[str, int] | None = None,
     frozen_bits: int | None = None,
     train_only: str | None = None,
     probes: Mapping[int, tuple[int, ...]] | None = None,
@@ -71,6 +73,7 @@ def profile_graph(
         blocks: a regular expression for module paths that are the blocks.
         inplace_depthwise: `mcunet`: depthwise convolutions overwrite their input.
         bits: `mcunet`: bits of an activation.
+        layer_bits: bits of layers' outputs, by the layers' names, under mcunet, ideal, autograd or tinytl.
         frozen_bits: bits of a parameter that is not trained, in `model_bytes`.
         train_only: which parameters train: bias, norm, or a regular expression that their names contain.
         probes: `eager`: measured workspaces.
@@ -93,6 +96,7 @@ def profile_graph(
         graph,
         Options(
             bits=bits,
+            layer_bits=layer_bits,
             inplace_depthwise=inplace_depthwise,
             train_only=train_only,
             probes=probes,
@@ -100,6 +104,8 @@ def profile_graph(
             estimate=estimate,
         ),
     )
+    if layer_bits is not None:
+        _check_layer_bits(view, model, layer_bits)
     figures = model.figures(view)
     report = _Report(view, model, figures, samples=samples, fold=fold, pattern=blocks, depth=depth)
     rows = _PER[per](report)
@@ -124,6 +130,17 @@ def _check(per: str, samples: int, bits: int, frozen_bits: int | None) -> None:
     for name, value in (("--samples", samples), ("--bits", bits), ("--frozen-bits", frozen_bits)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1", received=str(value), todo="give a positive number")
+
+
+def _check_layer_bits(view: View, model: MemoryModel, chosen: Mapping[str, int]) -> None:
+    if model.demand is None:
+        raise UsageError(
+            "this memory model knows no bits by layer",
+            where="--memory",
+            received=model.name,
+            todo="use mcunet, ideal, autograd or tinytl",
+        )
+    check_bits([[layer.name for layer in view.layers]], chosen)
 
 
 class _Counts(Protocol):
@@ -170,6 +187,7 @@ class _Report:
     ) -> None:
         self.view, self.graph, self.model, self.figures = view, view.graph, model, figures
         self.samples, self.fold, self.pattern, self.depth = samples, fold, pattern, depth
+        self.layer_bits = view.options.layer_bits or {}
         self.total_params = sum(t.elements for t in self.graph.parameters())
         self.quiet = [role(op.kind) is Role.VIEW for op in self.graph.ops]
         for op, alias in zip(view.values.forward, view.values.alias, strict=True):
@@ -188,6 +206,8 @@ class _Report:
             row["norm"], row["activation"] = layer.norm, layer.activation
             row["kernel"], row["stride"] = layer.kernel, layer.stride
             row["output_shape"] = None if layer.type == UNUSED else layer.output_shape
+            if self.layer_bits:
+                row["bits"] = self.layer_bits.get(layer.name)
             row["activation_bytes"] = self._output_bytes(layer)
             groups.append(_Group(row, (*layer.ops, *later.get(layer.name, ()))))
         return self._with_memory(groups)
@@ -237,12 +257,13 @@ class _Report:
 
     def op_rows(self) -> tuple[Row, ...]:
         unfolded = layers(self.graph, fold=False, values=self.view.values)
+        layer_of = {i: layer.name for layer in self.view.layers for i in layer.ops} if self.layer_bits else {}
         rows = []
         for op in op_rows(self.graph, unfolded):
             row = self._counts(op)
             row["kernel"], row["stride"], row["output_shape"] = op.kernel, op.stride, op.output_shape
             row["phase"] = str(op.phase)
-            row["activation_bytes"] = self._bytes(op.activations, op.dtype or "float32")
+            row["activation_bytes"] = self._bytes(op.activations, op.dtype or "float32", layer_of.get(op.op))
             self.place[op.op] = op.name
             row.update(self._figures((op.op,), quiet=True))
             rows.append(row)
@@ -355,13 +376,15 @@ class _Report:
                 later.setdefault(row_of[scope], []).append(op.index)
         return later
 
-    def _bytes(self, elements: int, dtype: str) -> int:
+    def _bytes(self, elements: int, dtype: str, layer: str | None = None) -> int:
+        if layer is not None and layer in self.layer_bits and not dtype.startswith(("int", "uint", "bool")):
+            return (elements * self.layer_bits[layer] + 7) // 8 * self.samples
         if self.model.name == "mcunet":
             return (elements * self.view.options.bits + 7) // 8 * self.samples
         return packed_bytes(elements, dtype) * self.samples
 
     def _output_bytes(self, layer: Layer) -> int:
-        return self._bytes(layer.activations, layer.dtype)
+        return self._bytes(layer.activations, layer.dtype, layer.name)
 
     # -- totals ----------------------------------------------------------------------------------------------------
 
@@ -382,7 +405,7 @@ class _Report:
             totals["backward_macs"] = sum(op.macs for op in graph.ops if op.phase not in FORWARD)
         totals.update(self._memory_totals())
         state = [(kind, tensor) for kind, tensor in listed(self.view)]
-        totals["input_bytes"] = sum(self._bytes(t.elements, t.dtype) for kind, t in state if kind == "input")
+        totals["input_bytes"] = sum(self._bytes(t.elements, t.dtype, t.name) for kind, t in state if kind == "input")
         totals["parameter_bytes"] = sum(t.nbytes for kind, t in state if kind == "parameter")
         totals["buffer_bytes"] = sum(t.nbytes for kind, t in state if kind == "buffer")
         totals["model_bytes"] = self._model_bytes(frozen_bits, totals["parameter_bytes"] + totals["buffer_bytes"])

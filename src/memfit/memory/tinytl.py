@@ -8,6 +8,8 @@ TinyTL names no more. The same reasoning (what does the derivative need?) gives 
 linear ones and other norms like group norm; products of two activations (matmul, attention, mul,
 div) keep both; softmax and attention keep their output; everything else keeps nothing.
 
+Where layers' outputs have bits of their own, ⌈bits/8 · elements⌉ bytes are kept of them instead of fp32's.
+
 Source: Cai et al., TinyTL: Reduce Memory, Not Parameters for Efficient On-Device Learning, NeurIPS 2020, section 3.1
 (https://arxiv.org/abs/2007.11622) and its published code for counting activations.
 
@@ -17,12 +19,13 @@ counts a tensor once however many operations keep it (`autograd`). Losses keep n
 
 from __future__ import annotations
 
-from memfit.analysis.values import FORWARD
 from memfit.graph.model import Graph, Op, Phase, StorageKind, Tensor
 from memfit.graph.optable import Role
+from memfit.memory.demand import NO_GROUP, Demand, Moment, Part, storage_groups
 from memfit.memory.model import Figures, MemoryModel, View
 
-_FLOAT = 4
+_FLOAT, _MASK = 32, 1
+"""Bits of what is kept of an element: its value, or on which piece of the function it was."""
 
 _BITMASK = frozenset(
     {"relu", "relu6", "leaky_relu", "hardtanh", "clamp", "prelu", "threshold", "rrelu", "hardshrink", "softshrink"}
@@ -41,32 +44,50 @@ def figures(view: View) -> Figures:
     >>> figures(View(Graph((), (), (), (), (), ()))).total_bytes
     0
     """
+    per_op = demand(view).per_op(view.options.layer_bits or {})
+    return Figures(per_op, sum(kept or 0 for kept in per_op))
+
+
+def demand(view: View) -> Demand:
+    """Give what each forward operation keeps.
+
+    >>> from memfit.graph.model import Graph
+    >>> demand(View(Graph((), (), (), (), (), ()))).moments
+    ()
+    """
     graph, values, trainable = view.graph, view.values, view.trainable
-    kept = [0] * len(graph.ops)
-    for position, op in enumerate(values.forward):
-        if op.phase is Phase.FORWARD and not values.alias[position]:
-            kept[op.index] = _kept(graph, op, values.roles[position], trainable)
-    per_op = tuple(n if op.phase in FORWARD else None for op, n in zip(graph.ops, kept, strict=True))
-    return Figures(per_op, sum(kept))
+    names, group_of = ((), {}) if view.options.layer_bits is None else storage_groups(view)
+    position = {op.index: place for place, op in enumerate(values.forward)}
+    moments = []
+    for op in values.forward:
+        kept: list[Part] = []
+        place = position[op.index]
+        if op.phase is Phase.FORWARD and not values.alias[place]:
+            for tensor, bits in _kept(graph, op, values.roles[place], trainable):
+                group = group_of.get(tensor.storage, NO_GROUP) if bits == _FLOAT else NO_GROUP
+                kept.append(Part(group, tensor.elements, bits))
+        moments.append(Moment(op.index, tuple(kept)))
+    return Demand(names, tuple(moments), len(graph.ops), "saved")
 
 
-def _kept(graph: Graph, op: Op, part: Role, trainable: frozenset[int]) -> int:
+def _kept(graph: Graph, op: Op, part: Role, trainable: frozenset[int]) -> list[tuple[Tensor, int]]:
+    """List the tensors kept, and the bits of an element."""
     tensors = graph.tensors
     if part is Role.ACTIVATION:
         source = tensors[op.inputs[0]]
         own = any(tensors[i].storage in trainable for i in op.inputs[1:])
-        mask = (source.elements + 7) // 8 if op.kind in _BITMASK else source.elements * _FLOAT
-        return mask + (source.elements * _FLOAT if own else 0)
+        whole = [(source, _FLOAT)]
+        return ([(source, _MASK)] if op.kind in _BITMASK else whole) + (whole if own else [])
     if part in _WEIGHTED:
         return _input_of_trained(graph, op, trainable)
     if part in (Role.MATMUL, Role.ATTENTION):
-        kept = sum(t.elements for t in _activations(graph, op)) * _FLOAT
-        return kept + (tensors[op.outputs[0]].elements * _FLOAT if part is Role.ATTENTION and op.outputs else 0)
+        kept = [(t, _FLOAT) for t in _activations(graph, op)]
+        return kept + ([(tensors[op.outputs[0]], _FLOAT)] if part is Role.ATTENTION and op.outputs else [])
     if part is Role.SOFTMAX:
-        return tensors[op.outputs[0]].elements * _FLOAT
+        return [(tensors[op.outputs[0]], _FLOAT)]
     if op.kind in _PRODUCTS and not graph.scopes[op.scope].class_name.startswith("Dropout"):
         return _factors(graph, op, trainable)
-    return 0
+    return []
 
 
 def _activations(graph: Graph, op: Op) -> list[Tensor]:
@@ -74,8 +95,8 @@ def _activations(graph: Graph, op: Op) -> list[Tensor]:
     return [graph.tensors[i] for i in op.inputs if graph.storages[graph.tensors[i].storage].kind not in _STATE]
 
 
-def _input_of_trained(graph: Graph, op: Op, trainable: frozenset[int]) -> int:
-    """Give the bytes of the input, if a weight is trained; a bias needs no input.
+def _input_of_trained(graph: Graph, op: Op, trainable: frozenset[int]) -> list[tuple[Tensor, int]]:
+    """Give the input, if a weight is trained; a bias needs no input.
 
     The weight is the parameter with the most elements and dimensions; of a norm, the first.
     """
@@ -84,23 +105,24 @@ def _input_of_trained(graph: Graph, op: Op, trainable: frozenset[int]) -> int:
     if weights:
         weight = max(weights, key=lambda t: (t.elements, len(t.shape)))
         if weight.storage not in trainable:
-            return 0
+            return []
     elif not trainable:
-        return 0
-    activations = _activations(graph, op)
-    return activations[0].elements * _FLOAT if activations else 0
+        return []
+    return [(t, _FLOAT) for t in _activations(graph, op)[:1]]
 
 
-def _factors(graph: Graph, op: Op, trainable: frozenset[int]) -> int:
-    """Give the bytes of the factors that the other factor's gradient needs."""
+def _factors(graph: Graph, op: Op, trainable: frozenset[int]) -> list[tuple[Tensor, int]]:
+    """List the factors that the other factor's gradient needs."""
     operands = [graph.tensors[i] for i in op.inputs]
     activations = _activations(graph, op)
     if len(operands) < 2 or not activations:
-        return 0
+        return []
     others = [t for t in operands if t.storage in trainable]
     if len(activations) < 2 and not others:
-        return 0
-    return sum(t.elements for t in activations) * _FLOAT
+        return []
+    return [(t, _FLOAT) for t in activations]
 
 
-MODEL = MemoryModel("tinytl", "what training keeps, as TinyTL counts it", "saved", figures, of_training=True)
+MODEL = MemoryModel(
+    "tinytl", "what training keeps, as TinyTL counts it", "saved", figures, of_training=True, demand=demand
+)

@@ -6,7 +6,21 @@ from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
 from memfit.analysis.result import Result
-from memfit.report import bench, calibrate, check, csv, json, markdown, plan, png, prune, table, targets, train
+from memfit.report import (
+    bench,
+    calibrate,
+    check,
+    csv,
+    json,
+    markdown,
+    plan,
+    png,
+    prune,
+    quantize,
+    table,
+    targets,
+    train,
+)
 
 
 class Renderer(NamedTuple):
@@ -35,5 +49,5 @@ RENDERERS: dict[str, Renderer] = {
 }
 """Every report format by name; the command line and the files read it here."""
 
-COMMANDS = (bench, calibrate, check, plan, prune, targets, train)
+COMMANDS = (bench, calibrate, check, plan, prune, quantize, targets, train)
 """Modules of the commands that speak and draw in their own way; to import one is to register it."""
