@@ -293,6 +293,12 @@ def mirror_pad(n: Draw) -> int:
     return n.op("MIRROR_PAD", [x, n.tensor((4, 2), "INT32", around)], [n.like(x, shape)], "MirrorPadOptions", mode=mode)
 
 
+def transpose(n: Draw) -> int:
+    x = n.image(size=5)
+    order = [int(axis) for axis in n.draw.permutation(4)] if n.chance() else [0, 2, 3, 1]
+    return n.op("TRANSPOSE", [x, n.ints(*order)], [n.like(x, [n.shape(x)[d] for d in order])], "TransposeOptions")
+
+
 def strided_slice(n: Draw) -> int:
     x = n.given(1, n.number(2, 6), n.number(2, 6), n.number(1, 4))
     masks = {name: n.number(0, 15) if n.chance(0.3) else 0 for name in ("begin_mask", "end_mask")}
@@ -493,6 +499,7 @@ DRAWN: dict[str, tuple[Callable[[Draw], int], str]] = {
     "resize": (resize, "INT8 INT8 INT16 FLOAT32"),
     "pad": (pad, "INT8 INT8 INT16 FLOAT32"),
     "mirror_pad": (mirror_pad, _EIGHT),
+    "transpose": (transpose, "INT8 INT8 INT16 FLOAT32"),
     "strided_slice": (strided_slice, "INT8 INT16 FLOAT32"),
     "softmax": (softmax, "INT8 INT8 INT16"),
     "log_softmax": (log_softmax, "INT8"),

@@ -17,7 +17,7 @@ from memfit.kernels.kernel import Array
 
 REGIONAL = (
     "conv", "depthwise", "transpose_conv", "pool", "sums", "differences", "extremes", "comparison", "concatenation",
-    "resize", "pad", "rectifier",
+    "resize", "pad", "rectifier", "transpose",
 )  # fmt: skip
 
 

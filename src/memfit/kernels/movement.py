@@ -47,12 +47,45 @@ RESHAPE = Kernel(nothing, _copy)
 """RESHAPE, SQUEEZE and EXPAND_DIMS: the same elements in the same order."""
 
 
-def _order(node: Node) -> tuple[int, ...]:
-    order = node.numbers(1)
-    return tuple(axis % len(order) for axis in order)
+@dataclass(frozen=True)
+class Transposition:
+    """Parameters of TRANSPOSE."""
+
+    order: tuple[int, ...]
+    """For each dimension of the output, that of the input."""
+    shape: tuple[int, ...]
+    """Of the input."""
 
 
-TRANSPOSE = moves(_order, lambda order, x: x.transpose(order))
+def _transpose_parameters(node: Node) -> Transposition:
+    order, shape = node.numbers(1), node.input(0).shape
+    node.need(len(order) == len(shape), "an order of another rank", order)
+    return Transposition(tuple(axis % len(order) for axis in order), shape)
+
+
+def _transpose(parameters: Transposition, inputs: Inputs, outputs: Outputs) -> None:
+    outputs[0][...] = given(inputs).transpose(parameters.order)
+
+
+def _transpose_needs(parameters: Transposition, region: Region) -> Held:
+    """Of the input, a region is a part of its second and third dimension, whatever they stand for."""
+    wanted = {parameters.order[1]: (region.top, region.bottom), parameters.order[2]: (region.left, region.right)}
+    first, second = (wanted.get(axis, (0, parameters.shape[axis])) for axis in (1, 2))
+    return (Region(*first, *second),)
+
+
+def _transpose_part(parameters: Transposition, inputs: Inputs, held: Held, outputs: Outputs, region: Region) -> None:
+    needed, place = _transpose_needs(parameters, region)[0], held[0]
+    assert needed is not None  # the input is an image
+    assert place is not None
+    rest = [slice(None)] * 4
+    for axis, wanted in ((1, slice(region.top, region.bottom)), (2, slice(region.left, region.right))):
+        if parameters.order[axis] in (0, 3):  # `needed` has cut the others
+            rest[parameters.order[axis]] = wanted
+    outputs[0][...] = needed.of(given(inputs), place)[tuple(rest)].transpose(parameters.order)
+
+
+TRANSPOSE = Kernel(_transpose_parameters, _transpose, _transpose_needs, _transpose_part)
 
 
 # -- joining and splitting --------------------------------------------------------------------------------------------
