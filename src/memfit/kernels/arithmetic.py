@@ -24,7 +24,7 @@ from memfit.kernels.fixed_point import (
     scale,
     wrap32,
 )
-from memfit.kernels.kernel import Array, Kernel, Node, scale_of, zero_of
+from memfit.kernels.kernel import Array, Kernel, Node, nothing, scale_of, zero_of
 
 QUANTIZED = ("INT8", "INT16")
 
@@ -242,10 +242,6 @@ def _divide_as_x86(x: Ints, exponent: Ints) -> Ints:
     return np.where(exponent > 31, wrapped, divide_by_power(x, np.clip(exponent, 0, 31)))
 
 
-def _any(node: Node) -> None:
-    del node
-
-
 def _pairwise(function: Callable[[Array, Array], Array]) -> Callable[[None, list[Array]], Array]:
     return lambda _, inputs: function(inputs[0], inputs[1])
 
@@ -268,8 +264,8 @@ def _floor_mod(a: Array, b: Array) -> Array:
     return np.where((rest != 0) & ((b < 0) != (rest < 0)), rest + b, rest)
 
 
-FLOOR_DIV: Kernel = elementwise(_any, _pairwise(_floor_div))
-FLOOR_MOD: Kernel = elementwise(_any, _pairwise(_floor_mod))
-MAXIMUM: Kernel = elementwise(_any, _pairwise(np.maximum))
+FLOOR_DIV: Kernel = elementwise(nothing, _pairwise(_floor_div))
+FLOOR_MOD: Kernel = elementwise(nothing, _pairwise(_floor_mod))
+MAXIMUM: Kernel = elementwise(nothing, _pairwise(np.maximum))
 """Of the integers: TFLM looks at no scales here."""
-MINIMUM: Kernel = elementwise(_any, _pairwise(np.minimum))
+MINIMUM: Kernel = elementwise(nothing, _pairwise(np.minimum))

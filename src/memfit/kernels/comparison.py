@@ -12,7 +12,7 @@ import numpy as np
 
 from memfit.kernels.elementwise import elementwise
 from memfit.kernels.fixed_point import Ints, quantize_multiplier, scale
-from memfit.kernels.kernel import Array, Kernel, Node, scale_of, zero_of
+from memfit.kernels.kernel import Array, Kernel, Node, nothing, scale_of, zero_of
 
 Relation = Callable[[Array, Array], Array]
 
@@ -53,7 +53,7 @@ def _select(_: None, inputs: list[Array]) -> Array:
 
 
 def _logic(relation: Relation) -> Kernel:
-    return elementwise(lambda node: None, lambda _, inputs: relation(inputs[0], inputs[1]))  # noqa: ARG005
+    return elementwise(nothing, lambda _, inputs: relation(inputs[0], inputs[1]))
 
 
 COMPARISONS: dict[str, Kernel] = {
@@ -65,5 +65,5 @@ COMPARISONS: dict[str, Kernel] = {
     "NOT_EQUAL": _comparison(np.not_equal),
     "LOGICAL_AND": _logic(np.logical_and),
     "LOGICAL_OR": _logic(np.logical_or),
-    "SELECT_V2": elementwise(lambda node: None, _select),  # noqa: ARG005
+    "SELECT_V2": elementwise(nothing, _select),
 }

@@ -5,7 +5,7 @@ Inputs may be broadcast: one row, one column, or fewer dimensions than the outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,3 @@ def lookup(table: Array, x: Array) -> Array:
     """
     found: Array = table[x.view(np.uint8)]
     return found
-
-
-def first(values: Sequence[Array]) -> Array:
-    """Give the only input of a unary operator."""
-    return values[0]

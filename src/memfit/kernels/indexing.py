@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, scale_of, zero_of
-from memfit.kernels.movement import given, moves, nothing
+from memfit.kernels.kernel import Array, Inputs, Kernel, Node, Outputs, nothing, scale_of, zero_of
+from memfit.kernels.movement import given, moves
 
 # -- by indices -------------------------------------------------------------------------------------------------------
 

@@ -115,6 +115,11 @@ class Node:
             raise self.unsupported(what, str(received))
 
 
+def nothing(node: Node) -> None:
+    """Prepare nothing, for kernels that need no parameters; the operator has an input."""
+    node.input(0)
+
+
 def constant(model: TfliteModel, tensor: TfliteTensor) -> Array:
     """Read a constant tensor: an array of its shape, read-only; INT4 is unpacked to int8.
 

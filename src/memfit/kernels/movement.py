@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, zero_of
+from memfit.kernels.kernel import Array, Held, Inputs, Kernel, Node, Outputs, Region, nothing, zero_of
 
 
 def given(inputs: Inputs, position: int = 0) -> Array:
@@ -36,11 +36,6 @@ def moves(parameters: Callable[[Node], Any], move: Callable[[Any, Array], Array]
 
 def _copy(_: None, inputs: Inputs, outputs: Outputs) -> None:
     outputs[0][...] = given(inputs).reshape(outputs[0].shape)
-
-
-def nothing(node: Node) -> None:
-    """Prepare nothing."""
-    node.input(0)
 
 
 RESHAPE = Kernel(nothing, _copy)
