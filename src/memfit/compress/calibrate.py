@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from memfit.analysis.layers import UNUSED, Layer
 from memfit.analysis.result import Calibration
 from memfit.compress.data import Data, Fingerprint, open_data
+from memfit.compress.freed import give_back
 from memfit.compress.network import Network, opened
 from memfit.compress.observers import METHODS, OF_HISTOGRAMS, PERCENTILE, Observer, Range, check_bits, grid, range_of
 from memfit.errors import CaptureError, UsageError
@@ -113,6 +114,7 @@ def calibrate(
         watch = _Watch(network, settings)
         for batch in data:
             watch.add(batch.inputs, batch)
+            give_back()
             progress("calibrating", watch.samples, data.length or settings.samples)
         return watch.result(data, progress)
 

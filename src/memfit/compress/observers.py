@@ -74,7 +74,8 @@ class Histogram:
         """
         if not values.numel():
             return
-        largest = values.abs().amax(1).double().numpy()
+        least, most = torch.aminmax(values, dim=1)
+        largest = torch.maximum(least.abs(), most.abs()).double().numpy()
         _, exponent = np.frexp(largest)
         wanted = np.where(largest > 0, np.maximum(exponent - (self.bins.bit_length() - 2), _LEAST), _NONE)
         self._widen(np.maximum(wanted, self._exponent))
