@@ -85,12 +85,23 @@ class Surgery:
         Args:
             group: its name.
             channels: their numbers, as they are now.
+
+        Raises:
+            CaptureError: Torch-Pruning failed, as it does on some grouped convolutions.
         """
         if not channels:
             return
         root = self._groups[group][0].dep
-        with quiet(), torch.no_grad():
-            self._graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
+        try:
+            with quiet(), torch.no_grad():
+                self._graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
+        except Exception as error:
+            raise CaptureError(
+                f"Torch-Pruning cannot take channels out of this layer: {type(error).__name__}: {_first_line(error)}",
+                where=f"{self.name}: {group}",
+                received=f"{len(channels)} channels",
+                todo="see --debug for the whole traceback",
+            ) from error
 
     def close(self) -> nn.Module:
         """Give the model, its parameters trainable as they were, without gradients."""

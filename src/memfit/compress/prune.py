@@ -19,9 +19,9 @@ from memfit.capture.entry import Model
 from memfit.compress.calibrate import channel_axes
 from memfit.compress.channels import IMPORTANCE, Group, Surgery, copy_of
 from memfit.compress.choice import STRATEGIES, Figures, Limits, Pool, by_peak, by_share, pool, smallest
-from memfit.compress.data import Wanted, open_data
+from memfit.compress.data import RANDOM, Wanted, open_data
 from memfit.compress.resize import Sizes, measure_sizes
-from memfit.compress.scoring import METRICS, Scorer, called, taylor_gradients
+from memfit.compress.scoring import METRICS, Scorer, called, renew_statistics, taylor_gradients
 from memfit.errors import SourceError, UsageError
 from memfit.graph.model import Graph
 from memfit.measure.session import Progress, no_progress
@@ -198,6 +198,7 @@ class _Work:
             if settings.latency_ms is not None and latency is not None:
                 wanted_ms = latency * min(settings.latency_ms / latency, 1.0) ** share
             model = self._pruned(model, limits, wanted_ms)
+            self._renew(model)
             if settings.fine_tune is not None:
                 if number == settings.rounds:
                     untuned = self.scorer.score(model)
@@ -326,6 +327,14 @@ class _Work:
                 todo=f"the smallest, of {format_count(least)} MACs, takes about {latency_ms / share:.2f} ms here",
             )
         return max(int(macs * share * 0.97), least)
+
+    def _renew(self, model: nn.Module) -> None:
+        """Measure batch norms' statistics again, unless the data is noise."""
+        if self.scorer.data.name == RANDOM:
+            return
+        self.progress("measuring batch norms' statistics", 0, None)
+        if renew_statistics(self.scorer, model):
+            self._note("batch norms' means and variances are measured again on the data")
 
     def _tuned(self, model: nn.Module) -> nn.Module:
         self.progress("fine-tuning", 0, None)

@@ -3,8 +3,8 @@
 Every size in a captured graph is linear in the channels taken out of each group: a convolution's output has one number
 per channel, a flattened one a fixed count for each, a concatenation the sum. The factors are found by capturing the
 model a few times with different numbers of channels taken out of all groups at once, and comparing the shapes. A size
-that one group explains with one factor in every capture is that group's; where several groups are needed (as in a
-concatenation), each group is captured by itself.
+that one group explains with one factor in every capture is that group's, and a concatenation's is the sum of its
+inputs'. Where that does not explain all, or the model fails, each group is captured by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _CAPTURES = 3
 
 Counts = tuple[int, ...]
 """Channels taken out of each group."""
+Code = tuple[int, ...]
+"""What a group, or a size, has lost in each of the captures."""
 Factors = tuple[tuple[int, int], ...]
 """(group, elements of a size that go with one of its channels)."""
 
@@ -135,24 +137,62 @@ def _coded(
         if code in codes:
             raise _Unexplained
         codes[code] = group
-    changed = set().union(*differences)
-    found: dict[tuple[int, int], Factors] = {}
-    known: dict[tuple[int, ...], Factors] = {}
-    for place in changed:
-        lost = tuple(difference.get(place, 0) for difference in differences)
+    lost_at: dict[tuple[int, int], Code] = {
+        place: tuple(difference.get(place, 0) for difference in differences) for place in set().union(*differences)
+    }
+    known: dict[Code, Factors] = {}
+
+    def explain(lost: Code) -> Factors | None:
         if lost not in known:
-            matches = [
-                (group, lost[0] // code[0])
-                for code, group in codes.items()
-                if code[0]
-                and lost[0] % code[0] == 0
-                and all(gone * code[0] == count * lost[0] for gone, count in zip(lost, code, strict=True))
-            ]
-            if len(matches) != 1:
+            matches = [((group, factor),) for code, group in codes.items() if (factor := _multiple(lost, code))]
+            if len(matches) == 1:
+                known[lost] = matches[0]
+            elif matches:
                 raise _Unexplained
-            known[lost] = tuple(matches)
-        found[place] = known[lost]
-    return found
+        return known.get(lost)
+
+    for op in base.ops:  # concatenations: what the inputs lose together
+        for tid in op.outputs:
+            for dim in range(len(base.tensors[tid].shape)):
+                lost = lost_at.get((tid, dim))
+                if lost is None or explain(lost) is not None:
+                    continue
+                parts = [part for i in op.inputs if (part := lost_at.get((i, dim))) is not None]
+                found = [known.get(part) for part in parts]
+                if parts and tuple(map(sum, zip(*parts, strict=True))) == lost and None not in found:
+                    known[lost] = _joined([factors for factors in found if factors is not None])
+    whole = {
+        place: known.get(lost)
+        or next(
+            (
+                tuple((group, count * factor) for group, count in factors)
+                for code, factors in known.items()
+                if (factor := _multiple(lost, code))
+            ),
+            None,
+        )
+        for place, lost in lost_at.items()
+    }
+    if None in whole.values():
+        raise _Unexplained
+    return {place: factors for place, factors in whole.items() if factors is not None}
+
+
+def _multiple(lost: Code, code: Code) -> int:
+    """Tell how many times a code another is; 0 where it is no whole number of times."""
+    if not code[0] or lost[0] % code[0]:
+        return 0
+    factor = lost[0] // code[0]
+    return factor if all(gone == factor * count for gone, count in zip(lost, code, strict=True)) else 0
+
+
+def _joined(parts: Sequence[Factors]) -> Factors:
+    """Add up what several sizes lose."""
+    total: dict[int, int] = {}
+    for factors in parts:
+        for group, count in factors:
+            total[group] = total.get(group, 0) + count
+    return tuple(sorted(total.items()))
 
 
 def _one_by_one(

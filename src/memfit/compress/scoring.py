@@ -183,6 +183,38 @@ def called(function: Callable[[nn.Module], Any], module: nn.Module, what: str) -
         ) from error
 
 
+def renew_statistics(scorer: Scorer, module: nn.Module) -> bool:
+    """Measure the running mean and variance of every batch norm again, as the average over the data's batches.
+
+    What is left of a pruned network has other means than the whole had; without this, accuracy falls to chance.
+
+    Returns:
+        Whether it was done: there are batch norms, and batches of more than one sample.
+    """
+    norms = [
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    kept = [(norm.momentum, {key: tensor.clone() for key, tensor in norm.named_buffers()}) for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average
+        norm.train()
+    done = False
+    with torch.no_grad():
+        for batch in scorer.data if norms else ():
+            if batch.samples > 1:
+                scorer.outputs(module, batch)
+                done = True
+    for norm, (momentum, buffers) in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        for key, tensor in norm.named_buffers():
+            if not done or key == "num_batches_tracked":
+                tensor.copy_(buffers[key])
+    module.eval()
+    return done
+
+
 def taylor_gradients(scorer: Scorer, module: nn.Module) -> bool:
     """Run backward over the data, so that every parameter holds the gradient of the loss.
 
