@@ -148,7 +148,7 @@ class _Watch:
             try:
                 observer.add(output, count)
             except ValueError:
-                raise _not_a_number(runner.layers[number], output, self.samples, count) from None
+                raise not_a_number(runner.layers[number], output, self.samples, count) from None
 
         runner.run(tensors, on_output=look)
         self._data.add(batch)
@@ -281,7 +281,8 @@ def _floating(layer: Layer) -> bool:
     return dtype.is_floating_point
 
 
-def _not_a_number(layer: Layer, output: Tensor, before: int, count: int) -> CaptureError:
+def not_a_number(layer: Layer, output: Tensor, before: int, count: int) -> CaptureError:
+    """Say where values that are not numbers came up."""
     wrong = int(torch.isnan(output).sum())
     return CaptureError(
         "a layer puts out values that are not numbers",
