@@ -78,6 +78,26 @@ def sqnr_db(sums: Sums) -> float | None:
     return 10 * math.log10(sums.signal / sums.noise)
 
 
+def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Give the rank correlation, ties having the mean of their ranks; None for fewer than two, or all alike.
+
+    >>> spearman([1.0, 2.0, 4.0], [10.0, 30.0, 20.0])
+    0.5
+    """
+    a, b = _ranks(one), _ranks(other)
+    middle = (len(a) + 1) / 2
+    product = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
+    length = math.sqrt(math.fsum((x - middle) ** 2 for x in a) * math.fsum((y - middle) ** 2 for y in b))
+    return product / length if length else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(values)
+    first = {value: place for place, value in reversed(list(enumerate(order, 1)))}
+    last = {value: place for place, value in enumerate(order, 1)}
+    return [(first[value] + last[value]) / 2 for value in values]
+
+
 def _cosine(sums: Sums) -> float | None:
     length = math.sqrt(sums.signal) * math.sqrt(sums.energy)
     return min(max(sums.dot / length, -1.0), 1.0) if length else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from memfit.analysis.result import Sensitivity
-from memfit.analysis.roles import parts, weighted
+from memfit.analysis.roles import Part, parts, weighted
 from memfit.compress import metrics
 from memfit.compress.calibrate import channel_axes
 from memfit.compress.data import Batch, Data, Fingerprint, open_data
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 METHODS = ("exact", "taylor")
 BOTH = "both"
+CHECKED = 24
+"""Layers that are measured beside an estimate, spread over the network."""
+
 WHOLE = {"quantize": NONE_QUANTIZED, "float": ALL_QUANTIZED}
 """The network that each direction starts from."""
 
@@ -81,6 +84,19 @@ class Settings:
                 raise UsageError(
                     f"there is no such {option[2:]}", where=option, received=repr(given), todo=f"use {', '.join(known)}"
                 )
+        if self.method == "taylor":
+            for option, given, only in (
+                ("--direction", self.direction, "quantize"),
+                ("--metric", self.metric, "sqnr"),
+                ("--store", self.store, None),
+            ):
+                if given != only:
+                    raise UsageError(
+                        "an estimate is of one layer quantized, of its SQNR, and is there at once",
+                        where=option,
+                        received=f"{given} with --method taylor",
+                        todo=f"leave {option} out, or use --method exact",
+                    )
         if self.jobs < 1:
             raise UsageError(
                 "there is at least one job", where="--jobs", received=str(self.jobs), todo="give the cores to use"
@@ -291,9 +307,7 @@ class _Study:
     def batchwise(self, batch: Batch) -> Batchwise:
         """Get ready to measure a batch."""
         runner, tensors = self.network.runner(batch)
-        return Batchwise(
-            runner, tensors, batch.labels, batch.samples, self.quantization, self.metric.score, self.name
-        )
+        return Batchwise(runner, tensors, batch.labels, batch.samples, self.quantization, self.metric.score, self.name)
 
     def result(self, store: Store) -> Sensitivity:
         """Put the units together."""
@@ -306,17 +320,10 @@ class _Study:
         whole = {direction: sums(name, direction) for direction, name in WHOLE.items()}
         worth = {direction: self.metric.value(found) for direction, found in whole.items()}
         rows = []
-        roles = parts(self.network.graph, self.network.layers)  # type: ignore[arg-type]
+        roles = self._roles()
         for number in self.chosen:
             layer = self.network.layers[number]
-            row: dict[str, Any] = {
-                "name": layer.name,
-                "role": str(roles[number]),
-                "type": layer.type,
-                "norm": layer.norm,
-                "activation": layer.activation,
-                "bits": self.settings.bits,
-            }
+            row = self._row(number, roles)
             for prefix, direction in (("", main), *(("float_", other) for other in others)):
                 found = sums(layer.name, direction)
                 row[f"{prefix}sqnr_db"] = metrics.sqnr_db(found)
@@ -325,7 +332,24 @@ class _Study:
             rows.append(row)
         return self._assembled(rows, worth, {"quantized_sqnr_db": metrics.sqnr_db(whole["float"])})
 
-    def _assembled(self, rows: list[dict[str, Any]], worth: dict[str, float | None], more: dict[str, Any]) -> Sensitivity:
+    def _roles(self) -> dict[int, Part]:
+        assert self.network.graph is not None
+        return parts(self.network.graph, self.network.layers)
+
+    def _row(self, number: int, roles: Mapping[int, Part]) -> dict[str, Any]:
+        layer = self.network.layers[number]
+        return {
+            "name": layer.name,
+            "role": str(roles[number]),
+            "type": layer.type,
+            "norm": layer.norm,
+            "activation": layer.activation,
+            "bits": self.settings.bits,
+        }
+
+    def _assembled(
+        self, rows: list[dict[str, Any]], worth: dict[str, float | None], more: dict[str, Any]
+    ) -> Sensitivity:
         """Compare the rows with their baseline, find the dips, and explain them by role."""
         main, *others = self.settings.directions
         key = "sqnr_db" if self.name == "sqnr" else "metric"
@@ -383,8 +407,43 @@ class _Study:
     # -- the estimate --------------------------------------------------------------------------------------------------
 
     def estimate(self) -> Sensitivity:
-        """Estimate every layer at once."""
-        raise NotImplementedError
+        """Estimate every layer from one backward pass a batch, and measure some to see how good that is."""
+        from memfit.compress.taylor import estimated_noise
+
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        noise: dict[int, list[float]] = {number: [] for number in self.chosen}
+        signal: list[float] = []
+        exact: dict[int, metrics.Sums] = {}
+        done = 0
+        for batch in self.data:
+            work = self.batchwise(batch)
+            if not exact:
+                checked = _spread(self.chosen, CHECKED)
+                for number, (_, sums) in zip(checked, work.units(checked, "quantize"), strict=True):
+                    exact[number] = sums
+                    self.progress("measuring some", len(exact), len(checked))
+            signal.append(metrics.compare(reference := work.runner.run(work.inputs), reference, 1).signal)
+            axes = channel_axes(work.runner.graph, work.runner.layers)
+            found = estimated_noise(work.runner, work.inputs, self.quantization, axes, work.samples, generator)
+            for number, value in found.items():
+                noise[number].append(value)
+            done += batch.samples
+            self.progress("estimating", done, sum(self.batches))
+        roles = self._roles()
+        rows = []
+        for number in self.chosen:
+            row = self._row(number, roles)
+            power = metrics.Sums(1, math.fsum(signal), math.fsum(noise[number]), 0.0, 0.0)
+            row["sqnr_db"] = metrics.sqnr_db(power) if noise[number] else None
+            row["exact_sqnr_db"] = metrics.sqnr_db(exact[number]) if number in exact else None
+            rows.append(row)
+        both = [(row["sqnr_db"], row["exact_sqnr_db"]) for row in rows]
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
+        correlation = metrics.spearman([a for a, _ in pairs], [b for _, b in pairs])
+        self.notes.append(
+            f"estimated from one backward pass a batch; {len(pairs)} of {len(rows)} layers measured on the first batch"
+        )
+        return self._assembled(rows, {}, {"rank_correlation": correlation, "checked": len(pairs)})
 
 
 class _Extremes:
@@ -500,7 +559,15 @@ def by_role(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[dict[str, Any]
                 "mean_drop": math.fsum(drops) / len(drops) if drops else None,
             }
         )
-    return tuple(sorted(found, key=lambda entry: -(entry["mean_drop"] if entry["mean_drop"] is not None else -math.inf)))
+    return tuple(
+        sorted(found, key=lambda entry: -(entry["mean_drop"] if entry["mean_drop"] is not None else -math.inf))
+    )
+
+
+def _spread(chosen: Sequence[int], most: int) -> list[int]:
+    """Take so many, evenly."""
+    count = len(chosen)
+    return [chosen[place * count // most] for place in range(most)] if count > most else list(chosen)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

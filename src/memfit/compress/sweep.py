@@ -76,7 +76,7 @@ def _transposed(graph: Graph, layer: Layer) -> dict[str, int]:
     axes: dict[str, int] = {}
     for index in layer.ops:
         op = graph.ops[index]
-        if "transpose" in op.kind:
+        if op.kind.startswith("conv_transpose"):
             name = tensors[op.inputs[1]].name
             if name is not None:
                 axes[name] = 1

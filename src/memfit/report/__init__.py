@@ -17,6 +17,7 @@ from memfit.report import (
     png,
     prune,
     quantize,
+    sensitivity,
     table,
     targets,
     train,
@@ -49,5 +50,5 @@ RENDERERS: dict[str, Renderer] = {
 }
 """Every report format by name; the command line and the files read it here."""
 
-COMMANDS = (bench, calibrate, check, plan, prune, quantize, targets, train)
+COMMANDS = (bench, calibrate, check, plan, prune, quantize, sensitivity, targets, train)
 """Modules of the commands that speak and draw in their own way; to import one is to register it."""
