@@ -123,6 +123,58 @@ class Standardized(nn.Module):
         return x
 
 
+class Drawn(nn.Module):
+    """A few operations drawn with a seed: views, parts, in-place writes, shared layers, constants, skips."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.convs = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(4)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4) for _ in range(2)])
+        self.shift = nn.Parameter(torch.randn(4, 1, 1))
+        self.register_buffer("scale", torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        draw = random.Random(self.seed)
+        values = [x]
+        grown = torch.zeros(1, 4, 3, 3)
+
+        def parts(a: Tensor, b: Tensor) -> Tensor:
+            filled = torch.empty_like(a)
+            filled[:, :2], filled[:, 2:] = a[:, :2], b[:, 2:] * 2
+            return filled
+
+        def shifted(a: Tensor, _b: Tensor) -> Tensor:
+            a[:, 1:3].add_(self.shift[1:3])
+            return a
+
+        def halves(a: Tensor, _b: Tensor) -> Tensor:
+            first, second = a.split(2, 1)
+            first.tanh_()
+            return second.repeat(1, 2, 1, 1)
+
+        def growing(a: Tensor, _b: Tensor) -> Tensor:
+            grown.add_(self.shift)
+            return a * grown
+
+        kinds = [
+            *[lambda a, _b: draw.choice([*self.convs])(a)] * 4,
+            lambda a, _b: draw.choice([*self.norms])(a),
+            lambda a, _b: a.relu(),
+            lambda a, _b: a.relu_(),
+            lambda a, b: a + b,
+            lambda a, b: a.add_(b.clone()),
+            lambda a, _b: a.mul_(self.scale),
+            lambda a, b: torch.cat([a[:, :2], b[:, 2:]], 1),
+            lambda a, _b: a.transpose(2, 3),
+            lambda a, _b: a.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+            parts, shifted, halves, growing,
+        ]  # fmt: skip
+        for _ in range(draw.randint(3, 14)):
+            values.append(draw.choice(kinds)(draw.choice(values[-4:]), draw.choice(values)))
+        return (values[-1], draw.choice(values)) if draw.random() < 0.4 else (values[-1],)
+
+
 def rounded(tensor: Tensor) -> Tensor:
     """Stand in for a quantizer."""
     return (tensor * 8).round() / 8 if tensor.is_floating_point() else tensor
@@ -215,6 +267,13 @@ def test_library_models(source: str, shape: tuple[int, ...]) -> None:
 def test_hard_models(make: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     check(make(), torch.randn(shape), layers=99)
+
+
+@pytest.mark.parametrize("start", [0, 10, 20])
+def test_drawn_models(start: int) -> None:
+    for seed in range(start, start + 10):
+        torch.manual_seed(seed)
+        check(Drawn(seed), torch.randn(2, 4, 3, 3), layers=99)
 
 
 def test_only_what_depends_on_the_change_runs_again() -> None:

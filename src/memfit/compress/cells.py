@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ class Windows:
         """By tensor id."""
         self.value: list[Value] = []
         """By window number: a tensor that has it."""
+        self.view: Callable[[Cell, int], Tensor | None] = lambda _cell, _tid: None
+        """Makes a window by the operation that made it in the first place; for storages that lie otherwise than they
+        were captured, as a kernel may have it."""
         for tensor in tensors:
             key = (tensor.shape, tensor.strides, tensor.offset, tensor.dtype)
             number = known.get(key)
@@ -85,6 +88,10 @@ class Windows:
             made = _window(tensor.untyped_storage(), offset, wanted.shape, wanted.strides, dtype)
             cell.views[number] = made
             return made
+        viewed = self.view(cell, tid)
+        if viewed is not None:
+            cell.views[number] = viewed
+            return viewed
         raise GraphError(
             "a value is read that no operation has made, or not with the strides that were captured",
             where=f"tensor {tid}",

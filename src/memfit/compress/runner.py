@@ -122,6 +122,8 @@ class Runner:
                 self._ready_after.setdefault(index, []).append(number)
         self._steps = [self._step(op) for op in graph.ops]
         self._free_dead()
+        self._viewed = {o: op.index for op in reversed(graph.ops) if graph.is_alias(op) for o in op.outputs}
+        self._windows.view = self._view
         self._free_of_inputs = self._find_free_of_inputs()
         self._plans: dict[tuple[int, ...], _Plan] = {}
 
@@ -263,6 +265,20 @@ class Runner:
                 continue
             held.setdefault(value.storage, Cell(frozen=True)).views[self._windows.number[value.id]] = tensor
         return held
+
+    def _view(self, cell: Cell, tid: int) -> Tensor | None:
+        """Look at a cell as the operation that was captured does."""
+        index = self._viewed.get(tid)
+        if index is None or tid in self.graph.ops[index].inputs:
+            return None
+        step = self._steps[index]
+        state = {self._windows.storage[tid]: cell}
+        args = [read(state) for read in step.args]
+        if step.inplace_view:
+            args[0] = args[0].detach()
+        result = step.function(*args, **{key: read(state) for key, read in step.kwargs.items()})
+        tensors = (result,) if isinstance(result, Tensor) else tensors_in((result,))
+        return next((t for o, t in zip(step.outputs, tensors, strict=False) if o == tid), None)
 
     def _invariant(self, plan: _Plan, hook: Hook | None, weights: Weights | None) -> dict[_Key, Cell]:
         """Compute beforehand what layers' followers read and no input decides, such as a standardized weight."""
