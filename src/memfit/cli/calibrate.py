@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from memfit.cli.options import Output, check_output, deliver, output_options, select_options, split_columns
 from memfit.cli.profile import read_arguments
 from memfit.cli.progress import check_save, progress_bar
-from memfit.errors import UsageError
+from memfit.errors import MissingExtra, UsageError
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 _COUNT = click.IntRange(min=1)
@@ -62,6 +63,12 @@ def command(
     """
     output = Output(format, files, force)
     check_output(output)
+    if find_spec("torch") is None:
+        raise MissingExtra(
+            "calibrating runs the model, which needs torch, and torch is not installed",
+            where="memfit calibrate",
+            todo="pip install 'memfit[compress]'",
+        )
     if save is not None:
         check_save(save, files, force)
     given = {name: value for name, value in options.items() if value is not None}

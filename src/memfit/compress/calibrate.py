@@ -288,7 +288,7 @@ def not_a_number(layer: Layer, output: Tensor, before: int, count: int) -> Captu
         "a layer puts out values that are not numbers",
         where=layer.name,
         received=f"{wrong:,} NaN of {output.numel():,} values, in samples {before + 1} to {before + count}",
-        todo="check the weights and how the data is scaled; --dtype bf16 or fp32 where fp16 overflows",
+        todo="check the weights, and that the data is scaled as it was in training",
     )
 
 
