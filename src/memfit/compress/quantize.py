@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,19 +18,24 @@ from memfit.analysis.result import Quantization
 from memfit.capture.entry import Model
 from memfit.capture.replay import named_tensors
 from memfit.compress import precision, ranges
+from memfit.compress.adjust import corrections, equalize
+from memfit.compress.calibrate import not_a_number
 from memfit.compress.data import Data, Fingerprint, hash_model, open_data
 from memfit.compress.fake_quant import Grids, fake_quantize, of_range
+from memfit.compress.learned_rounding import learn
 from memfit.compress.network import Network, opened
 from memfit.compress.observers import Observer, range_of
-from memfit.compress.precision import Programme, Solution
+from memfit.compress.precision import Limit, Programme, Solution
 from memfit.compress.quantized import Quantized, Rounding, encode, put
 from memfit.compress.recipe import Recipe, hash_network
 from memfit.compress.runner import Runner
-from memfit.compress.scoring import METRICS, Scorer
-from memfit.errors import UsageError
+from memfit.compress.scoring import METRICS, Scorer, called
+from memfit.compress.weights import Feed, feeds, weight_grids, weights_of
+from memfit.errors import SourceError, UsageError
 from memfit.graph.model import Graph
 from memfit.measure.session import Progress, no_progress
-from memfit.memory.demand import Demand
+from memfit.memory.demand import Demand, Part
+from memfit.memory.flash import flash_of_graph
 from memfit.memory.model import Options, View
 from memfit.memory.profile import profile_graph
 from memfit.memory.registry import memory_model
@@ -163,6 +168,12 @@ class _Work:
         self.model = Quantized(network.what.model, Rounding()).network
         """A copy, whose weights may be changed."""
         self.observers: dict[str, Observer] = {}
+        self.weight_grids: dict[tuple[str, int], Grids] = {}
+        self.weight_names: tuple[str, ...] = ()
+        self.fixed_flash = 0
+        """Bytes of flash that are no weights."""
+        self.sums: dict[int, Tensor] = {}
+        """By layer: the mean of each channel of what it reads, times the samples."""
         self.fingerprint = Fingerprint()
         self.samples = 0
         self.notes: dict[str, None] = dict.fromkeys((*network.notes, *self.base.notes))
@@ -180,19 +191,35 @@ class _Work:
         return found[1], tensors
 
     def run(self) -> Quantization:
-        """Calibrate, measure, choose, round and compare."""
+        """Even out, calibrate, measure, choose, round and compare."""
+        if self.settings.equalize:
+            self._equalize()
         self._calibrate()
         programme = self._programme({})
         self._check_reach(programme)
+        flash = self._flash_programme({})
         grids = _GridTable(self.observers, self._kept_ranges())
-        measured = self._measure(programme, grids)
+        measured, of_weights = self._measure(programme, flash, grids)
         programme = self._programme(measured).reachable()
+        flash = self._flash_programme(of_weights)
         self.progress("choosing bits", 0, None)
-        solutions = {
-            name: solve(programme, time_limit=self.settings.time_limit, seed=self.settings.seed)
-            for name, solve in precision.STRATEGIES.items()
-        }
-        return self._result(programme, solutions, grids)
+        solutions = {}
+        for name, solve in precision.STRATEGIES.items():
+            options = {"time_limit": self.settings.time_limit, "seed": self.settings.seed}
+            activations = solve(programme, **options)
+            widths = None if flash is None else solve(flash, **options)
+            solutions[name] = self._choice(programme, activations, flash, widths, grids)
+        return self._result(solutions)
+
+    def _equalize(self) -> None:
+        """Even out the channels of the copy's weights."""
+        batch = next(iter(self.data))
+        runner, _ = self.runner(batch)
+        changed, pairs = equalize(runner, named_tensors(self.model))
+        put(self.model, changed)
+        self.runners.clear()
+        if pairs:
+            self.notes[f"channels are evened out between {pairs} pair{'s' if pairs > 1 else ''} of layers"] = None
 
     # -- what is measured ------------------------------------------------------------------------------------------
 
@@ -200,16 +227,31 @@ class _Work:
         """Look at every layer's output, and remember which layers can be rounded."""
         for batch in self.data:
             runner, tensors = self.runner(batch)
-            names = [layer.name for layer in runner.layers]
-
-            def look(number: int, output: Tensor, names: Sequence[str] = names, count: int = batch.samples) -> None:
-                if output.is_floating_point():
-                    self.observers.setdefault(names[number], Observer()).add(output, count)
-
-            runner.run(tensors, on_output=look)
+            runner.run(tensors, on_output=self._look(runner, batch.samples))
             self.fingerprint.add(batch)
             self.samples += batch.samples
             self.progress("calibrating", self.samples, self.data.length)
+
+    def _look(self, runner: Runner, count: int) -> Callable[[int, Tensor], None]:
+        """Make a hook that observes every layer's output, and sums what the layers with weights read."""
+        names = [layer.name for layer in runner.layers]
+        reading: dict[int, list[Feed]] = {}
+        if self.settings.correct:
+            for feed in feeds(runner):
+                reading.setdefault(feed.source, []).append(feed)
+
+        def look(number: int, output: Tensor) -> None:
+            if output.is_floating_point():
+                try:
+                    self.observers.setdefault(names[number], Observer()).add(output, count)
+                except ValueError:
+                    raise not_a_number(runner.layers[number], output, self.samples, count) from None
+            for feed in reading.get(number, ()):
+                x = output.reshape(feed.shape)
+                mean = x.mean([d for d in range(x.dim()) if d != feed.axis], dtype=torch.float64) * count
+                self.sums[feed.layer] = self.sums.get(feed.layer, 0) + mean
+
+        return look
 
     def _kept_ranges(self) -> dict[str, tuple[float, float]] | None:
         """Read the ranges that the user gave."""
@@ -251,8 +293,45 @@ class _Work:
                 f"{format_bytes(reach)} ({reach:,} bytes); prune first, or allow fewer bits",
             )
 
-    def _measure(self, programme: Programme, grids: _GridTable) -> dict[str, dict[int, float]]:
-        """Give the noise at the outputs, as a share of their power, when one layer alone is rounded, by its bits."""
+    def _flash_programme(self, costs: Mapping[str, Mapping[int, float]]) -> Programme | None:
+        """Write the choice of the weights' bits, where flash has a limit.
+
+        The estimate for 8-bit weights, and the bytes that other widths take more or less.
+
+        Raises:
+            UsageError: a limit below what is possible.
+        """
+        limit, widths = self.settings.max_flash, self.settings.widths_of_weights
+        if limit is None:
+            return None
+        runner = self._any_runner()
+        named = named_tensors(self.model)
+        self.weight_names = tuple(dict.fromkeys(name for _, name, _ in weights_of(runner)))
+        parts = tuple(Part(place, named[name].numel(), 8) for place, name in enumerate(self.weight_names))
+        self.fixed_flash = flash_of_graph(runner.graph).total_bytes - sum(part.elements for part in parts)
+        programme = Programme(
+            (widths,) * len(parts),
+            tuple(costs.get(name, {}) for name in self.weight_names),
+            (Limit(parts, limit - self.fixed_flash),),
+        )
+        if not programme.holds(programme.at(0)):
+            reach = limit + programme.excess(programme.at(0))
+            raise UsageError(
+                "no choice of bits keeps this flash",
+                where="--max-flash",
+                received=format_bytes(limit),
+                todo=f"the smallest with {min(widths)}-bit weights is {format_bytes(reach)} ({reach:,} bytes), code "
+                "included; prune first, or allow fewer bits",
+            )
+        return programme.reachable()
+
+    def _measure(
+        self, programme: Programme, flash: Programme | None, grids: _GridTable
+    ) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
+        """Give the noise at the outputs, as a share of their power, when one tensor alone is rounded, by its bits.
+
+        Of layers' outputs, and of parameters where flash has a limit; only of what a limit binds.
+        """
         reachable = programme.reachable()
         noise: dict[str, dict[int, float]] = {
             name: dict.fromkeys(reachable.choices[group], 0.0)
@@ -260,77 +339,179 @@ class _Work:
             for name in self.demand.groups[group]
             if name not in self.demand.passing
         }
+        of_weights: dict[str, dict[int, float]] = {}
+        if flash is not None:
+            of_weights = {
+                self.weight_names[item]: dict.fromkeys(flash.choices[item], 0.0) for item in sorted(flash.binding())
+            }
         signal = 0.0
         done = 0
         for batch in self.data:
             runner, tensors = self.runner(batch)
+            owners = [[] for _ in runner.layers] if flash is None else self._owners(runner, of_weights)
             own = [t.double() for t in runner.run(tensors) if t.is_floating_point()]
             signal += sum(float(t.square().sum()) for t in own)
-            numbers = [k for k, layer in enumerate(runner.layers) if layer.name in noise]
-            for place, cut in enumerate(runner.prefix(tensors, numbers)):
+            numbers = [k for k, layer in enumerate(runner.layers) if layer.name in noise or owners[k]]
+            for cut in runner.prefix(tensors, numbers):
                 name = runner.layers[cut.layer].name
-                for bits in noise[name]:
+                for bits in noise.get(name, ()):
                     found = runner.resume(cut, fake_quantize(cut.output, grids(name, bits)))
                     noise[name][bits] += _noise(own, found)
-                self.progress("measuring sensitivity", done + place + 1, None)
-            done += len(numbers)
-        return {name: {bits: power / max(signal, 1e-300) for bits, power in of.items()} for name, of in noise.items()}
+                for weight, axis in owners[cut.layer]:
+                    for bits in of_weights[weight]:
+                        rounded = self._rounded_weight(weight, bits, axis)
+                        found = runner.resume(cut, weights={cut.layer: {weight: rounded}})
+                        of_weights[weight][bits] += _noise(own, found)
+                done += 1
+                whole = self.data.length or self.settings.samples
+                self.progress("measuring sensitivity", done, whole and -(-whole // batch.samples) * len(numbers))
+        signal = max(signal, 1e-300)
+        shares = ({name: {b: n / signal for b, n in of.items()} for name, of in all_of.items()} for all_of in
+                  (noise, of_weights))  # fmt: skip
+        first, second = shares
+        return first, second
+
+    def _owners(self, runner: Runner, wanted: Mapping[str, Any]) -> list[list[tuple[str, int | None]]]:
+        """Give each layer's weights whose rounding is to be measured, and the dimension of their channels."""
+        owners: list[list[tuple[str, int | None]]] = [[] for _ in runner.layers]
+        number = {layer.name: k for k, layer in enumerate(runner.layers)}
+        for layer, name, axis in weights_of(runner):
+            if name in wanted:
+                owners[number[layer.name]].append((name, axis))
+        return owners
+
+    def _weight_grid(self, name: str, bits: int, axis: int | None) -> Grids:
+        found = self.weight_grids.get((name, bits))
+        if found is None:
+            found = self.weight_grids[name, bits] = weight_grids(named_tensors(self.model)[name], bits, axis)
+        return found
+
+    def _rounded_weight(self, name: str, bits: int, axis: int | None) -> Tensor:
+        return fake_quantize(named_tensors(self.model)[name].detach(), self._weight_grid(name, bits, axis))
 
     # -- the answer ------------------------------------------------------------------------------------------------
 
-    def layer_bits(self, solution: Solution) -> dict[str, int]:
-        """Give each layer the bits of its group."""
-        return {
+    def _choice(
+        self,
+        programme: Programme,
+        solution: Solution,
+        flash: Programme | None,
+        widths: Solution | None,
+        grids: _GridTable,
+    ) -> _Choice:
+        """Turn widths into grids, and into what else changes with them."""
+        layer_bits = {
             name: bits
             for names, bits in zip(self.demand.groups, solution.bits, strict=True)
             if bits is not None
             for name in names
         }
-
-    def rounding(self, chosen: Mapping[str, int], weights: Mapping[str, Grids], grids: _GridTable) -> Rounding:
-        """Give the grids of a choice."""
+        runner = self._any_runner()
+        of_weights: dict[str, int | None] = (
+            {} if widths is None else dict(zip(self.weight_names, widths.bits, strict=True))
+        )
+        widest = self.settings.widths_of_weights[-1]
+        weights = {
+            name: self._weight_grid(name, of_weights.get(name) or widest, axis) for _, name, axis in weights_of(runner)
+        }
         passing = self.demand.passing
-        return Rounding({n: grids(n, bits) for n, bits in chosen.items() if n not in passing}, dict(weights))
+        rounding = Rounding({n: grids(n, bits) for n, bits in layer_bits.items() if n not in passing}, weights)
+        flash_bytes = None
+        if flash is not None and widths is not None:
+            flash_bytes = self.fixed_flash + flash.limits[0].nbytes(widths.bits)
+        costs = [programme.known_cost(solution.bits)]
+        if flash is not None and widths is not None:
+            costs.append(flash.known_cost(widths.bits))
+        return _Choice(
+            layer_bits=layer_bits,
+            rounding=rounding,
+            changed=self._corrections(rounding, {}),
+            holds=solution.holds and (widths is None or widths.holds),
+            optimal=solution.optimal and (widths is None or widths.optimal),
+            gap=max((s.gap for s in (solution, widths) if s is not None and s.gap is not None), default=None),
+            cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+            flash_bytes=flash_bytes,
+        )
+
+    def _corrections(self, rounding: Rounding, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the biases and running means that make up for rounded weights."""
+        if not self.settings.correct:
+            return {}
+        named = named_tensors(self.model)
+        rounded = {**rounding.rounded(named), **changed}
+        means = {layer: total / max(self.samples, 1) for layer, total in self.sums.items()}
+        return corrections(self._any_runner(), named, rounded, means)
 
     def _scorer(self) -> Scorer:
         call = self.network.what.call(self.inputs, None)
         return Scorer(self.data, (call.args, call.kwargs), self.settings.metric, self.network.what.model).chosen()
 
-    def _result(self, programme: Programme, solutions: Mapping[str, Solution], grids: _GridTable) -> Quantization:
+    def _finish(self, module: Quantized, choice: _Choice, touched: Collection[str]) -> _Choice:
+        """Learn how to round, and train, where that is asked for; `touched` may differ from the model's own so far."""
+        named = named_tensors(self.model)
+        if self.settings.rounding == "learned":
+            batch = next(iter(self.data))
+            runner, tensors = self.runner(batch)
+            learned = learn(
+                runner,
+                tensors,
+                named,
+                choice.rounding,
+                progress=lambda done, of: self.progress("learning how to round", done, of),
+            )
+            choice = replace(choice, changed=learned | self._corrections(choice.rounding, learned))
+            self.notes[f"rounding is learned from the first {batch.samples} samples"] = None
+        put(module.network, {n: named[n] for n in touched} | choice.changed)
+        module.set_rounding(choice.rounding)
+        if self.settings.train is not None:
+            self.progress("training", 0, None)
+            shapes = {name: p.shape for name, p in module.named_parameters()}
+            called(self.settings.train, module, "training")
+            if {name: p.shape for name, p in module.named_parameters()} != shapes:
+                raise SourceError(
+                    "training changed the shapes of parameters",
+                    where="--train",
+                    received=self.network.what.name,
+                    todo="train the module that is given, in place",
+                )
+            module.eval().requires_grad_(False)
+            self.notes["training keeps the norms' statistics"] = None
+        return choice
+
+    def _result(self, choices: Mapping[str, _Choice]) -> Quantization:
         settings = self.settings
         scorer = self._scorer()
         self.progress("scoring", 0, None)
-        from memfit.compress.weights import grids_of_weights
-
-        weight_grids = grids_of_weights(self._any_runner(), self.model, settings.widths_of_weights[-1])
         module = Quantized(self.model, Rounding(), self._input_names())
-        roundings = {
-            name: self.rounding(self.layer_bits(solution), weight_grids, grids) for name, solution in solutions.items()
-        }
-        metrics = _scores(scorer, module, roundings)
+        metrics = self._scores(scorer, module, choices)
         strategies = []
-        for name, solution in solutions.items():
-            bits = [b for b in solution.bits if b is not None]
+        for name, choice in choices.items():
+            bits = [choice.layer_bits[g[-1]] for g in self.demand.groups if g[-1] in choice.layer_bits]
             strategies.append(
                 {
                     "name": name,
-                    "peak_bytes": self.demand.total_bytes(self.layer_bits(solution)),
-                    "fits": solution.holds,
-                    "cost": programme.known_cost(solution.bits),
+                    "peak_bytes": self.demand.total_bytes(choice.layer_bits),
+                    "flash_bytes": choice.flash_bytes,
+                    "fits": choice.holds,
+                    "cost": choice.cost,
                     "mean_bits": sum(bits) / len(bits) if bits else None,
                     "metric": metrics[name],
-                    "optimal": solution.optimal,
-                    "gap": solution.gap,
+                    "optimal": choice.optimal,
+                    "gap": choice.gap,
                 }
             )
-        chosen = self.layer_bits(solutions[settings.strategy])
-        module.set_rounding(self.rounding(chosen, weight_grids, grids))
-        profile = profile_graph(self.base, memory=settings.memory, layer_bits=chosen)
+        touched = {name for choice in choices.values() for name in choice.changed}
+        chosen = self._finish(module, choices[settings.strategy], touched)
+        metric = metrics[settings.strategy]
+        further = settings.train is not None or settings.rounding != "nearest"
+        if further:
+            metric = self._scores(scorer, module, {"": None})[""]
+        profile = profile_graph(self.base, memory=settings.memory, layer_bits=chosen.layer_bits)
         key = "saved_bytes" if self.memory.measures == "saved" else "peak_bytes"
-        for note in (*profile.notes, *grids.notes):
+        for note in profile.notes:
             self.notes[note] = None
-        recipe = self._recipe(module, chosen, profile.totals[key])
-        own = next(entry for entry in strategies if entry["name"] == settings.strategy)
+        self._note_additivity(scorer)
+        recipe = self._recipe(module, chosen.layer_bits, profile.totals[key])
         return Quantization(
             source=self.network.what.name,
             inputs=profile.inputs,
@@ -338,7 +519,7 @@ class _Work:
             memory=settings.memory,
             training=self.memory.of_training,
             device="cpu",
-            rows=self._layer_rows(profile.rows, chosen, module.rounding, key),
+            rows=self._layer_rows(profile.rows, chosen.layer_bits, module.rounding, key),
             totals={
                 "baseline_peak_bytes": self.baseline.totals[key],
                 "peak_bytes": profile.totals[key],
@@ -346,9 +527,12 @@ class _Work:
                 "baseline_peak_at": self.baseline.totals.get("peak_at"),
                 "peak_at": profile.totals.get("peak_at"),
                 "baseline_metric": None if scorer.metric == "sqnr" else scorer.score(self.network.what.model),
-                "metric": own["metric"],
-                "optimal": own["optimal"],
-                "gap": own["gap"],
+                "metric": metric,
+                "untrained_metric": metrics[settings.strategy] if further else None,
+                "flash_bytes": chosen.flash_bytes,
+                "max_flash_bytes": settings.max_flash,
+                "optimal": chosen.optimal,
+                "gap": chosen.gap,
             },
             notes=tuple(self.notes),
             environment=dict(self.base.environment),
@@ -357,14 +541,52 @@ class _Work:
                 "samples": self.samples,
                 "metric": scorer.name,
                 "strategy": settings.strategy,
-                "bits": list(settings.bits),
+                "bits": sorted(set(settings.bits)),
                 "weight_bits": list(settings.widths_of_weights),
+                "equalize": settings.equalize,
+                "correct": settings.correct,
+                "rounding": settings.rounding,
+                "trained": settings.train is not None,
                 "seed": settings.seed,
             },
             strategies=tuple(strategies),
             recipe=recipe,
             module=module,
         )
+
+    def _note_additivity(self, scorer: Scorer) -> None:
+        note = "costs add up: noise at the outputs as a share of the signal's power, each tensor rounded by itself"
+        self.notes[note] = None
+        if scorer.metric == "sqnr":
+            self.notes["sqnr compares with the float network, of which it has none itself"] = None
+
+    def _scores(
+        self, scorer: Scorer, module: Quantized, choices: Mapping[str, _Choice | None]
+    ) -> dict[str, float | None]:
+        """Score a network with one choice after another, None as it is; for sqnr the float network runs only once."""
+        scores: dict[str, float | None] = {}
+        named = named_tensors(self.model)
+        signal, wanted = 0.0, []
+        if scorer.metric == "sqnr":
+            for batch in scorer.data:
+                with torch.no_grad():
+                    outputs = scorer.outputs(scorer.reference, batch)
+                wanted.append([t.double() for t in outputs if t.is_floating_point()])
+                signal += sum(float(t.square().sum()) for t in wanted[-1])
+        touched = {n for choice in choices.values() if choice is not None for n in choice.changed}
+        for name, choice in choices.items():
+            if choice is not None:
+                put(module.network, {n: named[n] for n in touched} | choice.changed)
+                module.set_rounding(choice.rounding)
+            if scorer.metric != "sqnr":
+                scores[name] = scorer.score(module)
+                continue
+            noise = 0.0
+            for own, batch in zip(wanted, scorer.data, strict=True):
+                with torch.no_grad():
+                    noise += _noise(own, scorer.outputs(module, batch))
+            scores[name] = 10 * math.log10(signal / noise) if noise and signal else None
+        return scores
 
     def _any_runner(self) -> Runner:
         return next(iter(self.runners.values()))[1]
@@ -449,13 +671,27 @@ class _Work:
         )
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """Bits of every tensor, and what follows from them."""
+
+    layer_bits: dict[str, int]
+    rounding: Rounding
+    changed: dict[str, Tensor]
+    """Tensors of the model that go with these bits."""
+    holds: bool
+    optimal: bool
+    gap: float | None
+    cost: float | None
+    flash_bytes: int | None
+
+
 class _GridTable:
     """The grid of each layer's output at each width, made when it is asked for."""
 
     def __init__(self, observers: Mapping[str, Observer], kept: Mapping[str, tuple[float, float]] | None) -> None:
         self._observers, self._kept = observers, kept
         self._made: dict[tuple[str, int], Grids] = {}
-        self.notes: dict[str, None] = {}
 
     def __call__(self, name: str, bits: int) -> Grids:
         found = self._made.get((name, bits))
@@ -472,31 +708,6 @@ class _GridTable:
         return (low, high) if low <= high else (0.0, 0.0)
 
 
-def _scores(scorer: Scorer, module: Quantized, roundings: Mapping[str, Rounding]) -> dict[str, float | None]:
-    """Score a network with one rounding after another; for sqnr the float network runs only once."""
-    if scorer.metric != "sqnr":
-        scores = {}
-        for name, rounding in roundings.items():
-            module.set_rounding(rounding)
-            scores[name] = scorer.score(module)
-        return scores
-    signal, noise = 0.0, dict.fromkeys(roundings, 0.0)
-    wanted = []
-    for batch in scorer.data:
-        with torch.no_grad():
-            wanted.append([t.double() for t in scorer.outputs(scorer.reference, batch) if t.is_floating_point()])
-        signal += sum(float(t.square().sum()) for t in wanted[-1])
-    for name, rounding in roundings.items():
-        module.set_rounding(rounding)
-        for own, batch in zip(wanted, scorer.data, strict=True):
-            with torch.no_grad():
-                noise[name] += _noise(own, scorer.outputs(module, batch))
-    return {name: 10 * math.log10(signal / of) if of and signal else None for name, of in noise.items()}
-
-
 def _noise(own: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     floating = (t for t in found if t.is_floating_point())
     return sum(float((a - b.double()).square().sum()) for a, b in zip(own, floating, strict=True))
-
-
-__all__ = ["BITS", "MEMORY", "Settings", "put", "quantize", "replace"]

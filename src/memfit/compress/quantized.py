@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from memfit.analysis.layers import Layer, layers
 from memfit.capture.phantom import phantom
 from memfit.capture.recording import tensors_in
 from memfit.capture.replay import named_tensors
 from memfit.capture.torch_trace import capture_module
 from memfit.compress.data import hash_model
 from memfit.compress.fake_quant import Grids, fake_quantize
-from memfit.compress.recipe import Recipe, check_network
+from memfit.compress.recipe import Recipe
 from memfit.compress.runner import Runner
 from memfit.errors import SourceError, UsageError
+from memfit.graph.model import Graph
 
 
 @dataclass
@@ -63,32 +65,33 @@ class Quantized(nn.Module):
         self.network = _copy(model).eval()
         self.rounding = rounding
         self._names = input_names
-        self._held: dict[Any, tuple[Runner, Any, int]] = {}
+        self._forms: dict[Any, _Form] = {}
+        """By shapes of the inputs; other weights do not change them."""
+        self._runners: dict[Any, Runner] = {}
         self._versions = -1
-        self._captured: dict[Any, tuple[Any, Any]] = {}
-        """Graph and form of the output by shapes of the inputs; other weights do not change them."""
+        self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network with rounded tensors."""
         tensors = list(tensors_in((args, kwargs)))
-        runner, spec, count = self._runner(tensors, args, kwargs)
+        key = tuple((tuple(t.shape), t.dtype) for t in tensors)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = self._captured(args, kwargs)
         if self.training and torch.is_grad_enabled():
             from memfit.compress.straight_through import run
 
-            outputs = run(runner.graph, runner.layers, named_tensors(self.network), tensors, self.rounding)
+            outputs = run(form.graph, form.layers, named_tensors(self.network), tensors, self.rounding)
         else:
-            names = [layer.name for layer in runner.layers]
+            names = [layer.name for layer in form.layers]
             grids = self.rounding.activations
 
             def look(number: int, output: Tensor) -> Tensor | None:
                 found = grids.get(names[number])
                 return None if found is None else fake_quantize(output, found)
 
-            outputs = runner.run(tensors, on_output=look)
-        if count != len(outputs):
-            return tuple(outputs)
-        given = iter(outputs)
-        return tree_unflatten([next(given) if isinstance(leaf, _Place) else leaf for leaf in spec[0]], spec[1])
+            outputs = self._runner(key, form).run(tensors, on_output=look)
+        return form.arranged(outputs)
 
     def train(self, mode: bool = True) -> Quantized:
         """Set the mode; the network inside stays in evaluation, whose graph it is."""
@@ -99,30 +102,50 @@ class Quantized(nn.Module):
     def set_rounding(self, rounding: Rounding) -> None:
         """Round to other grids from now on."""
         self.rounding = rounding
-        self._held.clear()
+        self._runners.clear()
 
-    def _runner(self, tensors: list[Tensor], args: Any, kwargs: Any) -> tuple[Runner, Any, int]:
-        versions = sum(t._version for t in self.network.state_dict(keep_vars=True).values())
+    def _runner(self, key: Any, form: _Form) -> Runner:
+        """Give a runner of the rounded weights, a new one where they have changed."""
+        named = named_tensors(self.network)
+        versions = sum(t._version for t in named.values())
         if versions != self._versions:
-            self._held.clear()
+            self._runners.clear()
             self._versions = versions
-        key = tuple((tuple(t.shape), t.dtype) for t in tensors)
-        found = self._held.get(key)
+        found = self._runners.get(key)
         if found is None:
-            if key not in self._captured:
-                with torch.no_grad():
-                    leaves, tree = tree_flatten(self.network(*args, **kwargs))
-                spec = [_Place() if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree
-                stand_ins = tree_map(_without_bytes, (args, kwargs))
-                graph = capture_module(
-                    self.network, *stand_ins, source=type(self.network).__name__,
-                    input_names=list(self._names) or None, strict=False,
-                )  # fmt: skip
-                self._captured[key] = graph, spec
-            graph, spec = self._captured[key]
-            runner = Runner(graph, self.rounding.rounded(named_tensors(self.network)))
-            found = self._held[key] = runner, spec, sum(isinstance(leaf, _Place) for leaf in spec[0])
+            found = self._runners[key] = Runner(form.graph, self.rounding.rounded(named))
         return found
+
+    def _captured(self, args: Any, kwargs: Any) -> _Form:
+        """Capture a call, and see in what form the network gives its tensors."""
+        with torch.no_grad():
+            leaves, tree = tree_flatten(self.network(*args, **kwargs))
+        stand_ins = tree_map(_without_bytes, (args, kwargs))
+        graph = capture_module(
+            self.network,
+            *stand_ins,
+            source=type(self.network).__name__,
+            input_names=list(self._names) or None,
+            strict=False,
+        )
+        return _Form(graph, layers(graph), tuple(_Place() if isinstance(x, Tensor) else x for x in leaves), tree)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A call of certain shapes: its graph, and the structure of what it gives."""
+
+    graph: Graph
+    layers: tuple[Layer, ...]
+    leaves: tuple[Any, ...]
+    tree: Any
+
+    def arranged(self, outputs: list[Tensor]) -> Any:
+        """Put tensors where the network puts them."""
+        if sum(isinstance(leaf, _Place) for leaf in self.leaves) != len(outputs):
+            return tuple(outputs)
+        given = iter(outputs)
+        return tree_unflatten([next(given) if isinstance(x, _Place) else x for x in self.leaves], self.tree)
 
 
 class _Place:
@@ -215,6 +238,3 @@ def put(model: nn.Module, changed: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in changed.items():
             named[name].copy_(tensor)
-
-
-__all__ = ["Quantized", "Rounding", "apply", "check_network", "decode", "encode", "grid_of", "put"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from memfit.analysis.layers import Layer
 from memfit.capture.recording import from_symbol, function_of, tensors_in
 from memfit.capture.replay import constant_of
-from memfit.compress.fake_quant import Grids
+from memfit.compress.fake_quant import Grids, fake_quantize
 from memfit.errors import CaptureError
 from memfit.graph.model import BEFORE, Graph, Op, Ref, StorageKind, Symbol
 
@@ -35,8 +35,7 @@ def rounded(values: Tensor, grids: Grids) -> Tensor:
         shape[grids.axis] = -1
     scale, zero_point = grids.scale.reshape(shape), grids.zero_point.reshape(shape)
     clipped = torch.clamp(values, (grids.least - zero_point) * scale, (grids.most - zero_point) * scale)
-    nearest = ((clipped / scale).round() * scale).detach()
-    return clipped + (nearest - clipped).detach()
+    return clipped + (fake_quantize(values.detach(), grids) - clipped).detach()
 
 
 def run(

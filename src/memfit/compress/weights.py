@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memfit.analysis.layers import Layer
-from memfit.capture.replay import named_tensors
 from memfit.compress.fake_quant import Grids, fake_quantize, of_weight
 from memfit.compress.runner import Runner
+from memfit.graph.model import Tensor as Value
+from memfit.graph.optable import Role
 
 _NARROW = 8
 """Below so many bits it pays to leave out a weight's outliers."""
@@ -27,16 +29,77 @@ def weights_of(runner: Runner) -> Iterator[tuple[Layer, str, int | None]]:
                 yield layer, str(tensors[tid].name), 1 if "transpose" in layer.type else 0
 
 
-def grids_of_weights(runner: Runner, model: nn.Module, bits: int) -> dict[str, Grids]:
-    """Lay grids over every weight of a network.
+class Feed(NamedTuple):
+    """What a layer with weights reads: another layer's output, whole."""
 
-    Args:
-        runner: of any shape of batch.
-        model: whose weights.
-        bits: of each.
-    """
-    named = named_tensors(model)
-    return {name: weight_grids(named[name], bits, axis) for _, name, axis in weights_of(runner)}
+    layer: int
+    """Number of the layer that reads it."""
+    source: int
+    """Number of the layer that makes it."""
+    shape: tuple[int, ...]
+    """As the reading operation sees it."""
+    weight: str
+    """Name of the one parameter that it is multiplied with."""
+    op: int
+    """The operation that does it."""
+
+    @property
+    def axis(self) -> int:
+        """Dimension of the channels."""
+        return 1 if len(self.shape) > 2 and self.conv else len(self.shape) - 1
+
+    conv: bool = False
+
+
+def feeds(runner: Runner) -> list[Feed]:
+    """List the convolutions and linear layers of one weight each whose input is another layer's whole output."""
+    graph, tensors = runner.graph, runner.graph.tensors
+    made = {
+        (tensors[row.result].storage, tensors[row.result].version): n for n, row in enumerate(runner.layers)
+        if row.result >= 0
+    }  # fmt: skip
+    found = []
+    for number, layer in enumerate(runner.layers):
+        names = [str(tensors[t].name) for t in layer.weight_parameters if tensors[t].name]
+        if layer.role not in (Role.CONV, Role.LINEAR) or len(names) != 1 or "transpose" in layer.type:
+            continue
+        op = graph.ops[layer.head]
+        if layer.role is Role.LINEAR and not _transposes(runner, op.inputs, layer.weight_parameters[0]):
+            continue
+        for tid in op.inputs:
+            value = tensors[tid]
+            source = made.get((value.storage, value.version))
+            if source is None:
+                continue
+            whole = tensors[runner.layers[source].result]
+            if value.elements == whole.elements and value.offset == whole.offset and _dense(value) and _dense(whole):
+                conv = layer.role is Role.CONV
+                found.append(Feed(number, source, value.shape, names[0], op.index, conv))
+            break
+    return found
+
+
+def _transposes(runner: Runner, inputs: tuple[int, ...], weight: int) -> bool:
+    """True where a weight has one row per output, as that of `nn.Linear`."""
+    tensors = runner.graph.tensors
+    own = tensors[weight]
+    read = [tensors[i] for i in inputs if tensors[i].storage == own.storage]
+    return len(own.shape) == 2 and any(t.shape in (own.shape[::-1], own.shape) and _same(t, own) for t in read)
+
+
+def _same(read: Value, own: Value) -> bool:
+    """True where what is read is a parameter itself, as `aten.linear` does, or its transpose."""
+    return read.strides == own.strides[::-1] or read.id == own.id
+
+
+def _dense(value: Value) -> bool:
+    """True where the elements lie in the order of the dimensions."""
+    step = 1
+    for size, stride in zip(reversed(value.shape), reversed(value.strides), strict=True):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def weight_grids(weight: Tensor, bits: int, axis: int | None) -> Grids:
