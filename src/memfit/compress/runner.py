@@ -54,13 +54,17 @@ class _Step:
     """One operation: how to read its arguments, what to call, what it writes to and what dies after it."""
 
     __slots__ = (
-        "args", "constant", "frees", "function", "inplace_view", "kwargs", "mutates", "outputs", "reads", "written",
+        "args", "constant", "frees", "function", "inplace_view", "kwargs", "mutates", "named", "outputs", "placed",
+        "reads", "written",
     )  # fmt: skip
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.args: list[Callable[[State], Any]] = []
-        self.kwargs: dict[str, Callable[[State], Any]] = {}
+        self.args: list[Any] = []
+        self.kwargs: dict[str, Any] = {}
+        self.placed: list[tuple[int, Callable[[State], Any]]] = []
+        """Which arguments hold tensors, and how to read them."""
+        self.named: list[tuple[str, Callable[[State], Any]]] = []
         self.constant: Tensor | None = None
         self.outputs: tuple[int, ...] = ()
         self.reads: tuple[_Key, ...] = ()
@@ -70,6 +74,17 @@ class _Step:
         self.frees: tuple[int, ...] = ()
         self.inplace_view = False
         self.mutates = False
+
+    def call(self, state: State) -> Any:
+        """Fetch the arguments and call."""
+        args = self.args.copy()
+        for place, read in self.placed:
+            args[place] = read(state)
+        if self.inplace_view:  # turn a view of it, not the tensor that others look at
+            args[0] = args[0].detach()
+        if not self.kwargs:
+            return self.function(*args)
+        return self.function(*args, **{**self.kwargs, **{name: read(state) for name, read in self.named}})
 
 
 class Runner:
@@ -145,8 +160,9 @@ class Runner:
             CaptureError: a tensor does not fit.
         """
         run = _Run(self, self._begin(inputs), on_output, weights)
-        for index in range(-1, len(self._steps)):
-            run.advance(index)
+        with torch.no_grad():
+            for index in range(-1, len(self._steps)):
+                run.advance(index)
         return [self._windows.look(run.state[self._windows.storage[t]], t) for t in self.graph.outputs]
 
     def prefix(
@@ -175,7 +191,8 @@ class Runner:
         users = dict(plan.users)
         kept = self._invariant(plan, on_output, weights)
         for index in range(-1, len(self._steps)):
-            run.advance(index, plan.saves.get(index, ()), kept)
+            with torch.no_grad():  # not around the yield, where the caller's own setting holds
+                run.advance(index, plan.saves.get(index, ()), kept)
             for number in plan.due.get(index, ()):
                 cells = {key: kept[key] for key in plan.needs[number]}
                 result = self.layers[number].result
@@ -213,19 +230,17 @@ class Runner:
         run = _Run(self, dict(self._static), on_output, weights)
         run.changed = set()
         again = plan.after_weights[number]
-        if output is None and number not in plan.recomputed:
-            output = cut.output
-            if on_output is not None:
-                with torch.no_grad():
-                    found = on_output(number, output)
-                output = output if found is None else found
-        if output is not None:
-            run.state[storage] = cut.kept[storage, self._versions[number]]
-            run.replace(number, output)
-            run.changed.add(storage)
-            again = plan.after_output[number]
-        for index in again:
-            run.advance_kept(index, cut.kept)
+        with torch.no_grad():
+            if output is None and number not in plan.recomputed:
+                found = None if on_output is None else on_output(number, cut.output)
+                output = cut.output if found is None else found
+            if output is not None:
+                run.state[storage] = cut.kept[storage, self._versions[number]]
+                run.replace(number, output)
+                run.changed.add(storage)
+                again = plan.after_output[number]
+            for index in again:
+                run.advance_kept(index, cut.kept)
         outputs = []
         for tid in self.graph.outputs:
             value = self.graph.tensors[tid]
@@ -273,10 +288,7 @@ class Runner:
             return None
         step = self._steps[index]
         state = {self._windows.storage[tid]: cell}
-        args = [read(state) for read in step.args]
-        if step.inplace_view:
-            args[0] = args[0].detach()
-        result = step.function(*args, **{key: read(state) for key, read in step.kwargs.items()})
+        result = step.call(state)
         tensors = (result,) if isinstance(result, Tensor) else tensors_in((result,))
         return next((t for o, t in zip(step.outputs, tensors, strict=False) if o == tid), None)
 
@@ -285,8 +297,9 @@ class Runner:
         kept: dict[_Key, Cell] = {}
         if plan.invariant_saves:
             run = _Run(self, dict(self._static), hook, weights)
-            for index in self._free_of_inputs:
-                run.advance(index, plan.invariant_saves.get(index, ()), kept)
+            with torch.no_grad():
+                for index in self._free_of_inputs:
+                    run.advance(index, plan.invariant_saves.get(index, ()), kept)
         return kept
 
     def _find_free_of_inputs(self) -> list[int]:
@@ -336,8 +349,16 @@ class Runner:
         if op.target == "aten.lift_fresh.default":
             step.constant = constant_of(graph, tensors[op.outputs[0]])
             return step
-        step.args = [self._reader(entry) for entry in op.args]
-        step.kwargs = {key: self._reader(entry) for key, entry in op.kwargs.items()}
+        for place, entry in enumerate(op.args):
+            held = _holds_tensors((entry,))
+            step.args.append(None if held else self._reader(entry)({}))
+            if held:
+                step.placed.append((place, self._reader(entry)))
+        for name, entry in op.kwargs.items():
+            held = _holds_tensors((entry,))
+            step.kwargs[name] = None if held else self._reader(entry)({})
+            if held:
+                step.named.append((name, self._reader(entry)))
         step.inplace_view = torch.Tag.inplace_view in function.tags
         read = {(tensors[i].storage, tensors[i].version) for i in op.inputs}
         step.reads = tuple(sorted(key for key in read if not self._is_static(key)))
@@ -421,36 +442,34 @@ class _Run:
 
     def advance(self, index: int, saves: Sequence[_Key] = (), kept: dict[_Key, Cell] | None = None) -> None:
         """Run one operation, let the hook see the layers that it completes, keep what is to be kept, drop the dead."""
-        with torch.no_grad():
-            if index >= 0:
-                self._call(index)
-            if self.hook is not None:
-                self._show(index)
-            for key in saves:
-                cell = self.state[key[0]]
-                cell.frozen = True
-                assert kept is not None
-                kept[key] = cell
-            if index >= 0:
-                for storage in self.runner._steps[index].frees:
-                    self.state.pop(storage, None)
+        if index >= 0:
+            self._call(index)
+        if self.hook is not None:
+            self._show(index)
+        for key in saves:
+            cell = self.state[key[0]]
+            cell.frozen = True
+            assert kept is not None
+            kept[key] = cell
+        if index >= 0:
+            for storage in self.runner._steps[index].frees:
+                self.state.pop(storage, None)
 
     def advance_kept(self, index: int, kept: Mapping[_Key, Cell]) -> None:
         """Run one operation of a suffix: what did not change comes from what is kept."""
         runner, changed = self.runner, self.changed
         assert changed is not None
         step = runner._steps[index]
-        with torch.no_grad():
-            for key in step.reads:
-                if key[0] not in changed:
-                    self.state[key[0]] = kept[key]
-            self._call(index)
-            storage_of = runner._windows.storage
-            changed.update(s for t in step.outputs if (s := storage_of[t]) not in runner._static)
-            if self.hook is not None:
-                self._show(index)
-            for storage in step.frees:
-                self.state.pop(storage, None)
+        for key in step.reads:
+            if key[0] not in changed:
+                self.state[key[0]] = kept[key]
+        self._call(index)
+        storage_of = runner._windows.storage
+        changed.update(s for t in step.outputs if (s := storage_of[t]) not in runner._static)
+        if self.hook is not None:
+            self._show(index)
+        for storage in step.frees:
+            self.state.pop(storage, None)
 
     def replace(self, number: int, output: Tensor) -> None:
         """Put another tensor in the place of a layer's output."""
@@ -517,11 +536,7 @@ class _Run:
                 cell = state[storage]
                 if cell.frozen:
                     state[storage] = cell.copy()
-            args = [read(state) for read in step.args]
-            if step.inplace_view:  # turn a view of it, not the tensor that others look at
-                args[0] = args[0].detach()
-            result = step.function(*args, **{key: read(state) for key, read in step.kwargs.items()})
-            del args  # or the next line would hold what it reads beyond its end
+            result = step.call(state)
         storage_of, number_of = windows.storage, windows.number
         tensors = (result,) if isinstance(result, Tensor) else tensors_in((result,))
         if step.mutates:
