@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from memfit.analysis.result import Sensitivity
 from memfit.analysis.roles import Part, parts, weighted
+from memfit.capture.replay import named_tensors
 from memfit.compress import metrics
 from memfit.compress.calibrate import channel_axes
 from memfit.compress.data import Batch, Data, Fingerprint, open_data
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 METHODS = ("exact", "taylor")
 BOTH = "both"
+BACKENDS = ("loky", "ray")
 CHECKED = 24
 """Layers that are measured beside an estimate, spread over the network."""
 
@@ -72,13 +75,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        from memfit.compress.workers import BACKENDS
-
         check_bits(self.bits)
         for option, given, known in (
             ("--direction", self.direction, (*DIRECTIONS, BOTH)),
             ("--method", self.method, METHODS),
-            ("--backend", self.backend, tuple(BACKENDS)),
+            ("--backend", self.backend, BACKENDS),
         ):
             if given not in known:
                 raise UsageError(
@@ -288,10 +289,17 @@ class _Study:
         total = len(self.batches) * (len(self.chosen) * len(self.settings.directions) + 2)
         self.progress("measuring", len(store.done), total)
         if self.settings.jobs > 1 or self.settings.backend != "loky":
-            from memfit.compress.workers import spread
+            from memfit.compress import workers
 
-            tasks = ((place, batch, left[place]) for place, batch in enumerate(self.data) if place in left)
-            for unit, sums in spread(self, tasks):
+            found = workers.spread(
+                workers.Plan(self.quantization, self.settings.metric),
+                self.network.runner,
+                named_tensors(self.network.what.model),
+                ((place, batch, left[place]) for place, batch in enumerate(self.data) if place in left),
+                jobs=self.settings.jobs,
+                backend=self.settings.backend,
+            )
+            for unit, sums in found:
                 store.add(unit, tuple(sums))
                 self.progress("measuring", len(store.done), total)
             return
@@ -512,26 +520,37 @@ class _Extremes:
         return grids
 
 
-def dips(drops: Sequence[float | None], around: int = 4) -> list[bool]:
+def dips(drops: Sequence[float | None]) -> list[bool]:
     """Mark the layers that stand out from those around them, in network order.
 
-    A layer dips where its drop is above the median of itself and the layers around it by more than twice what is
-    usual: the median of these distances over the network, times 1.4826 (which makes it a standard deviation where
-    they are normal).
+    A layer dips where it is worse than its neighbours, and one has to come up by more than the median step between
+    neighbouring layers, to either side, before there is a layer that is worse still.
 
     >>> dips([1.0, 1.2, 9.0, 1.1, 0.9])
     [False, False, True, False, False]
 
     Args:
         drops: how much worse each layer is than the baseline; None where that is not known.
-        around: how many layers to either side.
     """
-    distances: list[float | None] = []
-    for place, drop in enumerate(drops):
-        near = [d for d in drops[max(place - around, 0) : place + around + 1] if d is not None]
-        distances.append(None if drop is None else drop - median(near))
-    usual = 1.4826 * (_median([abs(d) for d in distances if d is not None]) or 0.0)
-    return [d is not None and d > 2 * usual and d > 1e-9 for d in distances]
+    known = [(place, drop) for place, drop in enumerate(drops) if drop is not None]
+    values = [drop for _, drop in known]
+    usual = _median([abs(a - b) for a, b in pairwise(values)]) or 0.0
+    found = [False] * len(drops)
+    for at, (place, drop) in enumerate(known):
+        rises = [_rise(drop, values[:at][::-1]), _rise(drop, values[at + 1 :])]
+        rise = min((r for r in rises if r is not None), default=0.0)
+        found[place] = rise > usual
+    return found
+
+
+def _rise(drop: float, beside: Sequence[float]) -> float | None:
+    """Find how far the drop falls to one side before it is above `drop`; None at the end of the network."""
+    least = drop
+    for other in beside:
+        if other > drop:
+            break
+        least = min(least, other)
+    return drop - least if beside else None
 
 
 def by_role(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[dict[str, Any], ...]:

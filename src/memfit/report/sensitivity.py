@@ -121,7 +121,7 @@ _ROLES = {
 }
 """Role → its name and its colour."""
 
-_LEFT, _RIGHT, _ABOVE, _BELOW, _PLOT = 0.85, 0.3, 1.28, 0.95, 3.1
+_LEFT, _RIGHT, _ABOVE, _BELOW, _PLOT = 0.85, 0.3, 1.34, 0.8, 3.1
 _STEP, _LEAST, _MOST = 0.155, 9.6, 48.0
 """Inches between layers, and of the picture's width."""
 _NAME = 34
@@ -135,7 +135,7 @@ def chart(result: Result) -> Figure:
     drawn = [row for row in result.rows if row.get(key) is not None]
     names = [shorten(str(row.get("name", "")), _NAME) for row in drawn]
     width = min(max(_LEAST, _LEFT + _RIGHT + _STEP * len(drawn)), _MOST)
-    below = _BELOW + 0.068 * max(map(len, names), default=0)
+    below = _BELOW + 0.062 * max(map(len, names), default=0)
     height = _ABOVE + _PLOT + below
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
     inner = width - _LEFT - _RIGHT
@@ -193,7 +193,7 @@ def _draw(axes: Axes, result: Result, drawn: list[Row], names: list[str], key: s
         side.set_visible(False)
     axes.set_ylabel(_axis(result), fontsize=8.5, color=png.SOFT, parse_math=False)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=7, fontsize=7.5, frameon=False, borderaxespad=0.2,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=max(2, int(axes.get_figure().get_figwidth() / 2.2)), fontsize=7.5, frameon=False, borderaxespad=0.2,
         handletextpad=0.2, columnspacing=1.2, labelcolor=png.INK,
     )  # fmt: skip
 
