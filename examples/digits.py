@@ -120,7 +120,7 @@ def fine_tune(model: nn.Module, epochs: int = 6, rate: float = 0.004, seed: int 
     """Train a network in place for some epochs, at a rate that rises for a while and then falls to zero."""
     images, labels = _digits()[0]
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * (len(labels) // batch)
+    steps = max(epochs * (len(labels) // batch), 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, foreach=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.25)
     model.to(memory_format=torch.channels_last).train()  # depthwise convolutions are faster so

@@ -221,20 +221,24 @@ class _Work:
         rated = surgery.importance(self.settings.importance)
         sizes = self._sizes(model, groups)
         evaluate = _remembered(lambda counts: self.figures(sizes.resized(counts)))
-        for _ in range(_TRIES):
+        aim = limits
+        for attempt in range(_TRIES):
             pools = self._pools(groups, rated, sizes)
             smallest(pools, evaluate, limits)
             self.progress("choosing channels", 0, None)
-            counts = self._choose(pools, evaluate, limits)
+            counts = self._choose(pools, evaluate, aim)
             cut = self._cut(model, groups, pools, counts)
             graph = self.capture(cut)
             found, predicted = self.figures(graph), evaluate(counts)
-            over = limits.exceeded(found)
-            if over:  # a size that was not predicted: ask for so much less
-                limits = Limits(
+            if limits.exceeded(found):  # eager's workspaces do not follow from sizes alone: aim below the limit
+                aim = Limits(
                     *(
-                        None if limit is None else limit - max(_totals(found)[i] - _totals(predicted)[i], 0)
-                        for i, limit in enumerate(limits)
+                        goal
+                        if limit is None or goal is None or is_now <= limit
+                        else thought - (is_now - limit << attempt)
+                        for goal, limit, is_now, thought in zip(
+                            aim, limits, _totals(found), _totals(predicted), strict=True
+                        )
                     )
                 )
                 continue
@@ -243,7 +247,7 @@ class _Work:
             took = self._latency(cut)
             if took <= latency_ms:
                 return cut
-            limits = limits._replace(macs=self._macs_for(found.macs, latency_ms / took, pools, evaluate, latency_ms))
+            aim = aim._replace(macs=self._macs_for(found.macs, latency_ms / took, pools, evaluate, latency_ms))
         raise UsageError(
             "pruning does not reach these limits together",
             received=self._taken(found) + ("" if latency_ms is None else f", {took:.2f} ms"),
