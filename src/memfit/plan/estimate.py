@@ -16,11 +16,14 @@ from memfit.errors import UsageError
 from memfit.formats.flatbuffer import Span
 from memfit.formats.tflite import Operator, Quantization, Subgraph, TfliteModel, TfliteTensor
 from memfit.formats.tflite.model import Buffer, OperatorCode
-from memfit.graph.model import Graph, Tensor
+from memfit.graph.model import Graph, Op, Tensor
 from memfit.graph.optable import Role
 from memfit.memory.flash_kernels import FUSED, OPERATORS
 
 NOTE = "estimate: a network not yet converted, planned as the int8 .tflite that it would become"
+
+CAPTURED = "captured"
+"""Option of an estimated operator: the `Op` of the graph that it was made of."""
 
 _FUSES = frozenset({Role.CONV, Role.LINEAR, Role.MATMUL, Role.POOL, Role.ADD})
 """Layers whose kernels apply an activation of FUSED along with their work."""
@@ -186,7 +189,7 @@ class _Made:
             if name == "TRANSPOSE_CONV" and constants:  # the output's shape, the filter, the input, the bias
                 shape = self._constant(f"{row.name}/shape", (4,), "INT32")
                 own, constants = [shape, constants[0], *own], constants[1:]
-            self._operator(name, (*own, *constants), made)
+            self._operator(name, (*own, *constants), made, self.graph.ops[row.head] if number == 0 else None)
             own = made[:1]
 
     def _like(self, other: int, name: str) -> int:
@@ -281,9 +284,11 @@ class _Made:
         self.data += nbytes
         return index
 
-    def _operator(self, kind: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+    def _operator(self, kind: str, inputs: Sequence[int], outputs: Sequence[int], captured: Op | None = None) -> None:
+        """Write an operator; its only option is the captured operation, which knows window, padding and axis."""
+        options = {} if captured is None else {CAPTURED: captured}
         code = self.codes.setdefault(kind, len(self.codes))
         index = len(self.operators)
         self.operators.append(
-            Operator(index, code, kind, False, 1, tuple(inputs), tuple(outputs), (), (), None, {}, None)
+            Operator(index, code, kind, False, 1, tuple(inputs), tuple(outputs), (), (), None, options, None)
         )
