@@ -81,7 +81,9 @@ def command(
 
     from memfit import api
     from memfit.analysis.select import select
+    from memfit.compress.freed import keep_apart
 
+    keep_apart()
     with progress_bar(source) as progress:
         whole = api.calibrate(source, args=constructor, save=save, progress=progress, **given)
     chosen = whole

@@ -22,3 +22,25 @@ def give_back() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(trim(0))
+
+
+_THRESHOLD = 1 << 20
+"""Bytes from which on a tensor has pages of its own."""
+
+_M_MMAP_THRESHOLD = -3
+"""glibc's number of the setting: https://sourceware.org/git/?p=glibc.git;a=blob;f=malloc/malloc.h"""
+
+
+def keep_apart() -> bool:
+    """Let every large tensor have pages of its own, which go back to the system with it; True where that can be set.
+
+    glibc otherwise takes tensors of up to 32 MiB from one heap, where the holes that they leave stay resident: how many
+    there are when the largest layer runs differs from batch to batch by tens of MiB. It holds for the whole process, so
+    it is for a command's own process only; pages cost some time to make.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _THRESHOLD))
+    except (OSError, AttributeError):
+        return False
