@@ -921,9 +921,12 @@ def prune(
     if save is not None:
         check_target(save, force=force)
     peak, flash = (parse_bytes(size) if isinstance(size, str) else size for size in (budget, max_flash))
-    tune, score = (
-        load_function(text) if isinstance(text, str) and ".py:" in text else text for text in (fine_tune, metric)
-    )
+    tune, score = fine_tune, metric
+    if isinstance(fine_tune, str):
+        tune = load_function(fine_tune)
+    if isinstance(metric, str) and ".py:" in metric:
+        score = load_function(metric)
+        score.__name__ = metric.rpartition(":")[2]
     settings = Settings(
         data=data,
         limits=Limits(peak, flash, max_macs),

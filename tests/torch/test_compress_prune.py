@@ -409,6 +409,19 @@ def test_weights_that_are_not_numbers_are_named() -> None:
     assert "side.0" in str(caught.value) or "down.0" in str(caught.value)
 
 
+def test_callables_are_named_as_files_have_them(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "seen = []\ndef width(module): return module.expand[0].out_channels\ndef train(module): module.k = 1"
+    )
+    result = pruned(budget=24_576, metric=f"{file}:width", fine_tune=f"{file}:train")
+    assert result.settings["metric"] == "width"
+    assert result.totals["baseline_metric"] == 40 > result.totals["metric"]
+    assert result.module.k == 1
+    with pytest.raises(SourceError, match="no such function"):
+        pruned(budget=24_576, fine_tune=f"{file}:trian")
+
+
 def test_the_users_own_code_that_raises() -> None:
     def broken(module: nn.Module) -> float:
         raise KeyError("no such split")

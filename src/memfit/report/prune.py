@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEFORE = "#d5dde4"
-_DRAWN = 400
-"""Layers up to which the picture shows each."""
+BEFORE, AFTER = "#d5dde4", "#4a7fa8"
 
 
 def conditions(result: Result) -> list[str]:
@@ -130,7 +128,7 @@ def chart(result: Result) -> Figure:
 def _steps(axes: Axes, before: list[Any], after: list[Any]) -> None:
     places = range(len(before))
     axes.bar(places, before, width=0.86, color=BEFORE, label="before", zorder=2)
-    axes.bar(places, after, width=0.86, color="#4a7fa8", label="after", zorder=3)
+    axes.bar(places, after, width=0.86, color=AFTER, label="after", zorder=3)
     axes.set_ylim(0, (max((*before, *after), default=1) or 1) * 1.12)
     axes.tick_params(length=0, labelsize=8, labelcolor=png.SOFT)
     axes.grid(axis="y", color=png.GRID, linewidth=0.8, zorder=0)
