@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 
 from memfit.analysis.layers import WEIGHTED, Layer
@@ -120,7 +120,7 @@ class _Structure:
             found[number] = next((part for part, true in holds if true), Part.OTHER)
         return found
 
-    def _spread(self, order: Sequence[int] | Iterator[int], before: list[list[int]], marked: Collection[int]) -> set[int]:
+    def _spread(self, order: Iterable[int], before: list[list[int]], marked: Collection[int]) -> set[int]:
         """Find the rows that have a marked one somewhere before them, in the direction of `order`."""
         reached: set[int] = set()
         for number in order:
@@ -185,11 +185,7 @@ class _Structure:
             if layer.role not in (Role.MATMUL, Role.ATTENTION) or product in self.weighted:
                 continue
             given = self._behind(product, through)
-            for number in given:
-                layer = self.layers[number]
-                if layer.norm is None and layer.activation is None and _is_pointwise(layer):
-                    if self._comes_from(number, given - {number}):
-                        found.add(number)
+            found |= {n for n in given if _is_bare(self.layers[n]) and self._comes_from(n, given - {n})}
         return found
 
     def _comes_from(self, number: int, others: Collection[int]) -> bool:
@@ -204,6 +200,11 @@ class _Structure:
                     seen.add(before)
                     waiting.append(before)
         return False
+
+
+def _is_bare(layer: Layer) -> bool:
+    """True for a 1x1 without norm and activation."""
+    return layer.norm is None and layer.activation is None and _is_pointwise(layer)
 
 
 def _is_pointwise(layer: Layer) -> bool:

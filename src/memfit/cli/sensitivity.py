@@ -24,7 +24,11 @@ _COUNT = click.IntRange(min=1)
 @click.option("--samples", metavar="N", type=_COUNT, help="How many samples; all unless given, 32 of random.")
 @click.option("--bits", metavar="N", type=click.IntRange(2, 16), default=8, show_default=True, help="Of the grids.")
 @click.option(
-    "--metric", metavar="NAME", default="sqnr", show_default=True, help="sqnr, cosine, loss, accuracy or FILE.py:CALLABLE."
+    "--metric",
+    metavar="NAME",
+    default="sqnr",
+    show_default=True,
+    help="sqnr, cosine, loss, accuracy, FILE.py:CALLABLE.",
 )
 @click.option(
     "--direction",
@@ -42,7 +46,9 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option("--ranges", metavar="RANGES.json", type=click.Path(path_type=Path), help="From memfit calibrate --save.")
 @click.option("--per-channel", is_flag=True, help="Outputs too have a grid for each channel, as weights have.")
-@click.option("--store", metavar="SWEEP.sqlite", type=click.Path(path_type=Path), help="Keep what is done; go on from it.")
+@click.option(
+    "--store", metavar="SWEEP.sqlite", type=click.Path(path_type=Path), help="Keep what is done, go on from it."
+)
 @click.option("--jobs", metavar="N", type=_COUNT, default=1, show_default=True, help="Processes.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="loky", show_default=True, help="Where they run.")
 @click.option("--batch", metavar="N", type=_COUNT, help="Samples that run at once; a loader's own, else 8.")

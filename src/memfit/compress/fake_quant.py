@@ -98,9 +98,10 @@ def of_weight(weight: Tensor, bits: int = 8, *, axis: int | None = 0) -> Grids:
 def fake_quantize(values: Tensor, grids: Grids) -> Tensor:
     """Round values to a grid, the nearest number, halves to the even one, and what lies outside to its ends.
 
-    Bit for bit what `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine` give on the CPU
-    (PyTorch 2.13, https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/quantized/FakeQuantAffine.h),
-    infinite values aside, which go to the ends of the grid. In vector operations, several times as fast.
+    Bit for bit what `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine` give on the
+    CPU (PyTorch 2.13, https://github.com/pytorch/pytorch/tree/v2.13.0/aten/src/ATen/native/quantized), except that
+    values too large for their 64-bit integers, infinite ones among them, go to the ends of the grid too. It is made of
+    vector operations and several times as fast.
 
     >>> fake_quantize(torch.tensor([0.05, 0.15, 0.25, 9.0]), of_range(0.0, 1.5, bits=4)).tolist()
     [0.0, 0.20000000298023224, 0.20000000298023224, 1.5]

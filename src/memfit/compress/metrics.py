@@ -53,7 +53,8 @@ def compare(reference: Sequence[Tensor], outputs: Sequence[Tensor], samples: int
         a, b = a.double(), b.double()
         for place, product in enumerate((a * a, (a - b).square_(), b * b, a * b)):
             found[place] += float(product.sum())
-    return Sums(samples, *found, None if score is None else score * samples)
+    signal, noise, energy, dot = found
+    return Sums(samples, signal, noise, energy, dot, None if score is None else score * samples)
 
 
 def add(parts: Iterable[Sums]) -> Sums:
@@ -65,7 +66,8 @@ def add(parts: Iterable[Sums]) -> Sums:
     columns = list(zip(*parts, strict=True))
     scores = columns[5]
     score = None if any(s is None for s in scores) else math.fsum(s for s in scores if s is not None)
-    return Sums(sum(columns[0]), *(math.fsum(column) for column in columns[1:5]), score)
+    signal, noise, energy, dot = (math.fsum(column) for column in columns[1:5])
+    return Sums(sum(columns[0]), signal, noise, energy, dot, score)
 
 
 def sqnr_db(sums: Sums) -> float | None:

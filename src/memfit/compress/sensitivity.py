@@ -86,17 +86,18 @@ class Settings:
                     f"there is no such {option[2:]}", where=option, received=repr(given), todo=f"use {', '.join(known)}"
                 )
         if self.method == "taylor":
-            for option, given, only in (
+            wrong: tuple[tuple[str, Any, Any], ...] = (
                 ("--direction", self.direction, "quantize"),
                 ("--metric", self.metric, "sqnr"),
                 ("--store", self.store, None),
-            ):
-                if given != only:
+            )
+            for name, value, only in wrong:
+                if value != only:
                     raise UsageError(
                         "an estimate is of one layer quantized, of its SQNR, and is there at once",
-                        where=option,
-                        received=f"{given} with --method taylor",
-                        todo=f"leave {option} out, or use --method exact",
+                        where=name,
+                        received=f"{value} with --method taylor",
+                        todo=f"leave {name} out, or use --method exact",
                     )
         if self.jobs < 1:
             raise UsageError(
@@ -135,13 +136,13 @@ def sensitivity(
 ) -> Sensitivity:
     """Measure each layer of a network on data; arguments as for `memfit.sensitivity`."""
     progress("building the model", 0, None)
-    name, metric = metrics.metric_of(settings.metric)
+    metrics.metric_of(settings.metric)  # what is wrong with it is said before there is any work
     ranges = None if settings.ranges is None else read_ranges(settings.ranges)
     with ExitStack() as stack:
         network = stack.enter_context(opened(source, inputs, args=args, weights=weights))
         stack.enter_context(one_thread())
         data = settings.open(network)
-        study = _Study(network, data, settings, name, metric, progress)
+        study = _Study(network, data, settings, progress)
         study.prepare(ranges)
         if settings.method == "taylor":
             return study.estimate()
@@ -153,11 +154,9 @@ def sensitivity(
 class _Study:
     """One network on one set of data."""
 
-    def __init__(
-        self, network: Network, data: Data, settings: Settings, name: str, metric: metrics.Metric, progress: Progress
-    ) -> None:
+    def __init__(self, network: Network, data: Data, settings: Settings, progress: Progress = no_progress) -> None:
         self.network, self.data, self.settings, self.progress = network, data, settings, progress
-        self.name, self.metric = name, metric
+        self.name, self.metric = metrics.metric_of(settings.metric)
         self.notes: list[str] = []
         self.chosen: tuple[int, ...] = ()
         self.batches: list[int] = []
@@ -277,9 +276,9 @@ class _Study:
                     yield batch, direction, left
             extra = {"quantize": "float", "float": "quantize"}
             for direction in (extra[d] for d in self.settings.directions):
-                if direction not in self.settings.directions:
-                    if Unit(WHOLE[direction], direction, batch) not in store.done:
-                        yield batch, direction, [-1]
+                whole = Unit(WHOLE[direction], direction, batch)
+                if direction not in self.settings.directions and whole not in store.done:
+                    yield batch, direction, [-1]
 
     def sweep(self, store: Store) -> None:
         """Measure what the store does not have yet."""
@@ -432,7 +431,9 @@ class _Study:
                     self.progress("measuring some", len(exact), len(checked))
             signal.append(metrics.compare(reference := work.runner.run(work.inputs), reference, 1).signal)
             axes = channel_axes(work.runner.graph, work.runner.layers)
-            found = estimated_noise(work.runner, work.inputs, self.quantization, axes, work.samples, generator)
+            found = estimated_noise(
+                work.runner, work.inputs, self.quantization, axes=axes, samples=work.samples, generator=generator
+            )
             for number, value in found.items():
                 noise[number].append(value)
             done += batch.samples

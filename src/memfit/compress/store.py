@@ -132,9 +132,7 @@ class Store:
         """
         if self._connection is not None:
             try:
-                self._connection.execute(
-                    "INSERT INTO units VALUES (?, ?, ?, ?)", (*unit, json.dumps(numbers))
-                )
+                self._connection.execute("INSERT INTO units VALUES (?, ?, ?, ?)", (*unit, json.dumps(numbers)))
             except sqlite3.Error as error:
                 raise OutputError(
                     f"the store cannot be written: {error}",

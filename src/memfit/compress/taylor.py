@@ -6,7 +6,7 @@ layer's output. For a random v with independent entries of mean 0 and variance 1
 and noise are added up over each channel of each sample before they are squared, and the squares over the channels: what
 noise does at the pixels of one channel goes together, that of different channels is taken as independent. This is the
 Fisher approximation of the squared error's second derivative, in blocks of channels (B. Hassibi and D. Stork, Second
-order derivatives for network pruning, NeurIPS 1992; random probes: M. Hutchinson, Communications in Statistics 19, 1990).
+order derivatives for network pruning, NeurIPS 1992; random probes: M. Hutchinson, Commun. Stat. Simul. 19, 1990).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def estimated_noise(
     runner: Runner,
     inputs: Sequence[Tensor],
     quantization: Quantization,
+    *,
     axes: Sequence[int],
     samples: int,
     generator: torch.Generator,
@@ -93,7 +94,7 @@ class _Tracked(_Run):
                     if not output.requires_grad:  # nothing before it is followed, so begin here
                         output = output.detach().requires_grad_().clone()
                         cell.views = {windows.number[tid]: output}
-                    output.register_hook(self._keeper(number))
+                    output.register_hook(self._keeper(number))  # type: ignore[no-untyped-call]
         if index >= 0:
             for storage in runner._steps[index].frees:
                 self.state.pop(storage, None)

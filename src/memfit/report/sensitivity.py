@@ -23,14 +23,14 @@ def _number(value: Any) -> str:
 
 
 COLUMNS = {
-    "role": Column("role", str, 88, right=False),
+    "role": Column("role", str, 99, right=False),
     "sqnr_db": Column("SQNR", _decibels, 97),
     "exact_sqnr_db": Column("measured", _decibels, 91),
     "metric": Column("metric", _number, 98),
     "drop": Column("drop", _number, 94),
-    "float_sqnr_db": Column("SQNR, float alone", _decibels, 89),
+    "float_sqnr_db": Column("SQNR, float alone", _decibels, 60),
     "float_metric": Column("metric, float alone", _number, 90),
-    "float_drop": Column("drop, float alone", _number, 86),
+    "float_drop": Column("drop, float alone", _number, 61),
     "dip": Column("dip", lambda dips: "dip" if dips else "", 93, right=False, mark=True),
 }
 """Columns that only sensitivities have, in their order."""
@@ -92,7 +92,9 @@ def lines(result: Result) -> list[str]:
             continue
         text = f"  {role_name(entry['role'])}: mean {write(entry['mean'])}, worst {write(entry['worst'])}"
         text += f" over {entry['layers']} layer{'s' if entry['layers'] > 1 else ''}"
-        found.append(text + (f", {entry['dips']} of them dip{'s' if entry['dips'] == 1 else ''}" if entry["dips"] else ""))
+        found.append(
+            text + (f", {entry['dips']} of them dip{'s' if entry['dips'] == 1 else ''}" if entry["dips"] else "")
+        )
     return found
 
 
@@ -141,7 +143,10 @@ def chart(result: Result) -> Figure:
     inner = width - _LEFT - _RIGHT
     axes = figure.add_axes((_LEFT / width, below / height, inner / width, _PLOT / height))
     if drawn:
-        _draw(axes, result, drawn, names, key)
+        _draw(axes, result, drawn, key)
+        axes.set_xticklabels(names, rotation=90, fontsize=7, color=png.INK, parse_math=False)
+        _mark(axes, drawn)
+        _explain(axes, across=max(2, int(width / 2.2)))
     else:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "no rows", color=png.SOFT, ha="center", va="center", transform=axes.transAxes)
@@ -149,7 +154,7 @@ def chart(result: Result) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, result: Result, drawn: list[Row], names: list[str], key: str) -> None:
+def _draw(axes: Axes, result: Result, drawn: list[Row], key: str) -> None:
     places = range(len(drawn))
     heights = [float(row[key]) for row in drawn]
     axes.plot(places, heights, color="#c9d3db", linewidth=1.0, zorder=2)
@@ -158,7 +163,9 @@ def _draw(axes: Axes, result: Result, drawn: list[Row], names: list[str], key: s
         axes.axhline(baseline, color=png.SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     other = f"float_{key}"
     if any(row.get(other) is not None for row in drawn):
-        kept = [(place, float(row[other])) for place, row in zip(places, drawn, strict=True) if row.get(other) is not None]
+        kept = [
+            (place, float(row[other])) for place, row in zip(places, drawn, strict=True) if row.get(other) is not None
+        ]
         axes.plot(*zip(*kept, strict=True), color=png.SOFT, linewidth=0.8, marker="_", markersize=4, zorder=2)
         if result.totals.get("float_baseline") is not None:
             axes.axhline(result.totals["float_baseline"], color=png.SOFT, linewidth=0.7, linestyle=":", zorder=1)
@@ -181,10 +188,6 @@ def _draw(axes: Axes, result: Result, drawn: list[Row], names: list[str], key: s
     axes.set_xlim(-0.8, len(drawn) - 0.2)
     axes.margins(y=0.08)
     axes.set_xticks(list(places))
-    axes.set_xticklabels(names, rotation=90, fontsize=7, color=png.INK, parse_math=False)
-    for place in marked:
-        colour = _ROLES.get(str(drawn[place].get("role")), ("", png.PEAK))[1]
-        axes.get_xticklabels()[place].set(color=colour if colour != "#8fb1cc" else png.PEAK, fontweight="bold")
     axes.tick_params(axis="x", length=0, pad=3)
     axes.tick_params(axis="y", length=0, labelsize=8, labelcolor=png.SOFT)
     axes.grid(axis="y", color=png.GRID, linewidth=0.8, zorder=0)
@@ -192,8 +195,21 @@ def _draw(axes: Axes, result: Result, drawn: list[Row], names: list[str], key: s
     for side in axes.spines.values():
         side.set_visible(False)
     axes.set_ylabel(_axis(result), fontsize=8.5, color=png.SOFT, parse_math=False)
+
+
+def _mark(axes: Axes, drawn: list[Row]) -> None:
+    """Let the names of the layers that dip stand out, in the colours of their roles."""
+    for place, row in enumerate(drawn):
+        if row.get("dip"):
+            role = str(row.get("role"))
+            colour = _ROLES[role][1] if role in _ROLES and role != "other" else png.PEAK
+            axes.get_xticklabels()[place].set(color=colour, fontweight="bold")
+
+
+def _explain(axes: Axes, across: int) -> None:
+    """Put the legend above."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=max(2, int(axes.get_figure().get_figwidth() / 2.2)), fontsize=7.5, frameon=False, borderaxespad=0.2,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=across, fontsize=7.5, frameon=False, borderaxespad=0.2,
         handletextpad=0.2, columnspacing=1.2, labelcolor=png.INK,
     )  # fmt: skip
 
