@@ -78,7 +78,6 @@ def command(
     top: int | None,
     where: tuple[str, ...],
     columns: str | None,
-    depth: int | None,
     format: str,
     files: tuple[Path, ...],
     force: bool,
@@ -102,14 +101,13 @@ def command(
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
             given[option] = read_colours(text, f"--{option}")
-    for option in ("fine_tune",):
-        if option in given and ".py:" not in given[option]:
-            raise UsageError(
-                "this names no function of a Python file",
-                where="--fine-tune",
-                received=repr(given[option]),
-                todo="write FILE.py:CALLABLE; it is given the pruned module and trains it",
-            )
+    if ".py:" not in given.get("fine_tune", ".py:"):
+        raise UsageError(
+            "this names no function of a Python file",
+            where="--fine-tune",
+            received=repr(given["fine_tune"]),
+            todo="write FILE.py:CALLABLE; it is given the pruned module and trains it",
+        )
     constructor = read_arguments(arguments)
 
     from memfit import api
@@ -118,9 +116,13 @@ def command(
     with progress_bar(source) as progress:
         whole = api.prune(source, args=constructor, save=save, force=force, progress=progress, **given)
     chosen = whole
-    if sort or top or where or columns is not None or depth:
-        chosen = select(whole, sort=sort, top=top, where=where, columns=split_columns(columns), depth=depth)
+    if sort or top or where or columns is not None:
+        chosen = select(whole, sort=sort, top=top, where=where, columns=split_columns(columns))
     deliver(chosen, output, also_written=[save] if save else [])
+
+
+# Channels of several layers have no sum, so rows cannot be joined.
+command.params = [option for option in command.params if option.name != "depth"]
 
 
 def _check_save(save: Path, output: Output) -> None:

@@ -42,7 +42,7 @@ MEMORY = ("mcunet", "ideal", "eager", "autograd", "tinytl")
 
 _RUNS = 15
 """Timed runs of a latency, whose median counts."""
-_TRIES = 6
+_TRIES = 8
 """Rounds of pruning and measuring that a latency may take."""
 _LISTED = 4
 
@@ -247,7 +247,8 @@ class _Work:
             took = self._latency(cut)
             if took <= latency_ms:
                 return cut
-            aim = aim._replace(macs=self._macs_for(found.macs, latency_ms / took, pools, evaluate, latency_ms))
+            share = (0.97 * latency_ms / took) ** (1 + attempt)  # time falls more slowly than the MACs do
+            aim = aim._replace(macs=self._macs_for(found.macs, share, pools, evaluate, (took, latency_ms)))
         raise UsageError(
             "pruning does not reach these limits together",
             received=self._taken(found) + ("" if latency_ms is None else f", {took:.2f} ms"),
@@ -315,9 +316,9 @@ class _Work:
         share: float,
         pools: Sequence[Pool],
         evaluate: Callable[[Sequence[int]], Figures],
-        latency_ms: float,
+        times: tuple[float, float],
     ) -> int:
-        """Give the MACs with which a latency may hold, as if it went with them.
+        """Give the MACs with which a latency may hold: a share of those that took too long.
 
         Raises:
             UsageError: as few as may be are not few enough.
@@ -327,10 +328,10 @@ class _Work:
             raise UsageError(
                 "pruning cannot reach this latency",
                 where="--max-latency",
-                received=f"{latency_ms:g} ms",
-                todo=f"the smallest, of {format_count(least)} MACs, takes about {latency_ms / share:.2f} ms here",
+                received=f"{times[1]:g} ms",
+                todo=f"the smallest, of {format_count(least)} MACs, takes about {times[0]:.2f} ms here",
             )
-        return max(int(macs * share * 0.97), least)
+        return max(int(macs * share), least)
 
     def _renew(self, model: nn.Module) -> None:
         """Measure batch norms' statistics again, unless the data is noise."""
