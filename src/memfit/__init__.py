@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Pruning,
         Quantization,
         Sensitivity,
+        Stream,
         TrainingStep,
         apply_recipe,
         bench,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         replay,
         save_graph,
         sensitivity,
+        stream,
         train,
     )
     from memfit.graph.model import Graph
@@ -48,6 +50,7 @@ __all__ = [
     "Pruning",
     "Quantization",
     "Sensitivity",
+    "Stream",
     "TrainingStep",
     "__version__",
     "apply_recipe",
@@ -63,6 +66,7 @@ __all__ = [
     "replay",
     "save_graph",
     "sensitivity",
+    "stream",
     "train",
 ]
 
@@ -72,7 +76,7 @@ def __getattr__(name: str) -> Any:
         from memfit.graph.model import Graph
 
         return Graph
-    if name in ("capture", "plan"):  # packages that are functions too
+    if name in ("capture", "plan", "stream"):  # packages that are functions too
         return import_module(f"memfit.{name}")
     if name in __all__:
         from memfit import api

@@ -16,6 +16,7 @@ from memfit.analysis.result import (
     Pruning,
     Quantization,
     Sensitivity,
+    Stream,
     TrainingStep,
 )
 from memfit.capture.entry import capture, open_model
@@ -43,6 +44,7 @@ __all__ = [
     "Pruning",
     "Quantization",
     "Sensitivity",
+    "Stream",
     "TrainingStep",
     "apply_recipe",
     "bench",
@@ -57,6 +59,7 @@ __all__ = [
     "replay",
     "save_graph",
     "sensitivity",
+    "stream",
     "train",
 ]
 
@@ -753,6 +756,63 @@ def plan(
         progress=progress,
     )
     return write_outputs(found, outputs, progress=progress)
+
+
+def stream(
+    source: str | nn.Module | Graph,
+    inputs: Inputs | None = None,
+    *,
+    max_extra_macs: float | str = 0.1,
+    max_peak: int | str | None = None,
+    input_resident: bool = False,
+    target: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    estimate: bool = False,
+) -> Stream:
+    """Plan a network so that parts of it are computed together, row by row, in little memory.
+
+    >>> import memfit
+    >>> found = memfit.stream("torchvision:mobilenet_v2", "1x3x224x224", max_extra_macs="0%")
+    >>> found.totals["baseline_peak_bytes"], found.totals["peak_bytes"], found.totals["extra_macs"]
+    (1404928, 131072, 0)
+
+    Args:
+        source: a `.tflite` file, or any other source of `memfit.capture`, for an estimate of the integer network that
+            it would become.
+        inputs: as for `memfit.capture`.
+        max_extra_macs: multiply-accumulates that may be done twice: a fraction of the network's, or text such as 10%.
+        max_peak: bytes, or text such as 128KiB: look for the least extra work within them, not for the lowest peak.
+        input_resident: the input is whole in memory from the start, rather than fed row by row.
+        target: a board, whose RAM is `max_peak` where none is given.
+        args: arguments of the source's constructor.
+        estimate: let operations that a table lacks pass, with a note.
+
+    Raises:
+        MemfitError: what failed, where, what was received and what to do.
+    """
+    from memfit.stream.outcome import stream_network
+    from memfit.units import parse_bytes
+
+    graph = capture(source, inputs, args=args, estimate=estimate)
+    result, _ = stream_network(
+        graph,
+        max_extra_macs=_share_of(max_extra_macs),
+        max_peak=parse_bytes(max_peak) if isinstance(max_peak, str) else max_peak,
+        resident=input_resident,
+        target=target,
+    )
+    return result
+
+
+def _share_of(given: float | str) -> float:
+    """Read a share: a fraction, or text with a percent sign."""
+    try:
+        text = str(given).strip()
+        return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise UsageError(
+            "this is not a share", where="--max-extra-macs", received=repr(given), todo="write 10%"
+        ) from None
 
 
 def check(

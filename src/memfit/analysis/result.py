@@ -184,6 +184,28 @@ class Plan(Result):
 
 
 @dataclass(frozen=True)
+class Stream(Result):
+    """How a network runs in little memory: segments computed together, row by row. Sizes are in bytes."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was asked for: largest share of extra multiply-accumulates, largest peak, resident input, target."""
+    front: tuple[dict[str, Any], ...] = ()
+    """Plans that no other beats in both: `extra_macs_share`, `peak_bytes`."""
+    boards: tuple[dict[str, Any], ...] = ()
+    """Known boards: `name`, `ram_bytes`, `fits` and `fitted_before`."""
+    plain: tuple[dict[str, Any], ...] = ()
+    """Operators that cannot stream: `name`, `type`, `reason`."""
+    advice: tuple[str, ...] = ()
+    """What is missing, where a target is not met."""
+
+    command: ClassVar[str] = "stream"
+
+    def further(self) -> dict[str, Any]:
+        """Give what was asked for, the front, the boards, what runs plainly, and what is missing."""
+        return {name: getattr(self, name) for name in ("settings", "front", "boards", "plain", "advice")}
+
+
+@dataclass(frozen=True)
 class Check(Result):
     """Whether a network stays within its limits, one row each."""
 

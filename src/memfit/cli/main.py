@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "train": "memfit.cli.train",
     "targets": "memfit.cli.targets",
     "plan": "memfit.cli.plan",
+    "stream": "memfit.cli.stream",
     "quantize": "memfit.cli.quantize",
     "prune": "memfit.cli.prune",
     "check": "memfit.cli.check",

@@ -18,6 +18,7 @@ from memfit.report import (
     prune,
     quantize,
     sensitivity,
+    stream,
     table,
     targets,
     train,
@@ -50,5 +51,5 @@ RENDERERS: dict[str, Renderer] = {
 }
 """Every report format by name; the command line and the files read it here."""
 
-COMMANDS = (bench, calibrate, check, plan, prune, quantize, sensitivity, targets, train)
+COMMANDS = (bench, calibrate, check, plan, prune, quantize, sensitivity, stream, targets, train)
 """Modules of the commands that speak and draw in their own way; to import one is to register it."""

@@ -26,6 +26,8 @@ class _State:
 
     peak: int
     extra: int
+    stripes: int
+    """Of all its segments: of ways that are otherwise equal, the one with the fewest is taken."""
     segment: Segment | None
     before: _State | None
 
@@ -44,14 +46,15 @@ def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
     bound = 1 << 62
     if count:  # the plain run is one way; a segment that needs more is in no better one
         bound = 1 + max(next(segments.ending(end, 0, 1 << 62)).peak_bytes for end in range(1, count + 1))
-    fronts: list[list[_State]] = [[_State(0, 0, None, None)]]
+    fronts: list[list[_State]] = [[_State(0, 0, 0, None, None)]]
     for end in range(1, count + 1):
         found: list[_State] = []
         for segment in _undominated(list(segments.ending(end, limit_macs, bound))):
             for state in fronts[segment.begin]:
                 extra = state.extra + segment.extra_macs
                 if extra <= limit_macs or segment.extra_macs <= 0:
-                    found.append(_State(max(state.peak, segment.peak_bytes), extra, segment, state))
+                    peak, parts = max(state.peak, segment.peak_bytes), state.stripes + segment.stripes
+                    found.append(_State(peak, extra, parts, segment, state))
         fronts.append(_front(found))
     return [_choice(state) for state in fronts[count]]
 
@@ -68,7 +71,7 @@ def _undominated(found: list[Segment]) -> list[Segment]:
 
 def _front(found: list[_State]) -> list[_State]:
     front: list[_State] = []
-    for state in sorted(found, key=lambda s: (s.extra, s.peak)):
+    for state in sorted(found, key=lambda s: (s.extra, s.peak, s.stripes)):
         if not front or state.peak < front[-1].peak:
             front.append(state)
     return front

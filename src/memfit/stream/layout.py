@@ -15,7 +15,7 @@ from memfit.packing.buffers import Span as Rectangle
 from memfit.stream.reach import Span
 from memfit.stream.segments import SUM_BYTES, Flow, LineBuffer, Segment, Segments
 
-NODES = 30_000
+NODES = 15_000
 """Placements that the search for the lowest arena may try."""
 
 

@@ -9,7 +9,7 @@ from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
 from memfit.stream.segments import Segments
 
-TRIES = 6
+TRIES = 3
 """Choices of a front that are packed, where the first ones do not pack to their bound."""
 
 

@@ -1,0 +1,126 @@
+"""How `memfit stream` speaks, and its picture: memory before and after per segment, and the Pareto front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memfit.analysis.result import Result, Stream
+from memfit.report import columns, headline, png
+from memfit.report.columns import Column, shorten
+from memfit.units import format_bytes, format_count, format_limit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FRONT = 8
+"""Points of the front that are printed."""
+
+_REASONS = 4
+"""Reasons that are printed."""
+
+
+def conditions(result: Result) -> list[str]:
+    """Say what was asked for."""
+    s = result.settings if isinstance(result, Stream) else {}
+    parts = [str(s["target"])] if s.get("target") else []
+    parts.append(f"at most {s.get('max_extra_macs', 0):.0%} extra MACs")
+    parts.append("input resident" if s.get("input_resident") else "input fed row by row")
+    return parts
+
+
+def totals(result: Result) -> list[str]:
+    """Give the peak, what it was, and the work that it takes."""
+    t = result.totals
+    phrases = []
+    if t["fits"] is not None:
+        phrases.append(f"fits {format_bytes(t['limit_bytes'])}" if t["fits"] else "does not fit")
+    before, now = t["baseline_peak_bytes"], t["peak_bytes"]
+    change = f" (was {format_bytes(before)}, {(now - before) / before:+.0%})" if before else ""
+    phrases.append(f"peak {format_bytes(now)}{change}")
+    phrases.append(f"extra MACs {t['extra_macs_share']:.2%} ({format_count(t['extra_macs'])})")
+    return phrases
+
+
+def lines(result: Result) -> list[str]:
+    """Show the front, what runs plainly and why, the boards, and what is missing."""
+    if not isinstance(result, Stream):
+        return []
+    found = list(result.advice)
+    if len(result.front) > 1:
+        points = result.front if len(result.front) <= _FRONT else _spread(result.front)
+        found.append(
+            "peak by extra MACs: "
+            + " · ".join(f"{point['extra_macs_share']:.1%} {format_bytes(point['peak_bytes'])}" for point in points)
+        )
+    reasons: dict[tuple[str, str], int] = {}
+    for row in result.plain:
+        key = (row["type"], row["reason"])
+        reasons[key] = reasons.get(key, 0) + 1
+    for (kind, reason), count in sorted(reasons.items(), key=lambda entry: -entry[1])[:_REASONS]:
+        found.append(f"{kind}{f' ({count})' if count > 1 else ''} runs plainly: {reason}")
+    fitting = sorted((b for b in result.boards if b["fits"]), key=lambda b: (b["ram_bytes"], b["name"]))
+    if fitting:
+        fitted = sum(board["fitted_before"] for board in result.boards)
+        found.append(
+            f"fits {len(fitting)} of {len(result.boards)} known boards ({fitted} before), the smallest: "
+            + ", ".join(f"{board['name']} ({format_limit(board['ram_bytes'])})" for board in fitting[:4])
+        )
+    return found
+
+
+def _spread(front: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    step = (len(front) - 1) / (_FRONT - 1)
+    return [front[round(number * step)] for number in range(_FRONT)]
+
+
+def chart(result: Result) -> Figure:
+    """Draw each segment's peak before and after, and the front beside them."""
+    from matplotlib.figure import Figure
+
+    rows, height = result.rows, max(3.2, 1.5 + 0.3 * len(result.rows))
+    drawn = Figure(figsize=(11, height), dpi=160, facecolor="white")
+    axes = drawn.add_axes((0.27, 0.55 / height, 0.36, 1 - 1.35 / height))
+    places = range(len(rows))
+    kib = 1 << 10
+    axes.barh([y - 0.2 for y in places], [r["before_bytes"] / kib for r in rows], 0.36, color=png.GRID, label="before")
+    axes.barh([y + 0.2 for y in places], [r["peak_bytes"] / kib for r in rows], 0.36, color=png.BAR, label="streamed")
+    axes.set_yticks(list(places))
+    axes.set_yticklabels([shorten(str(row["name"]), 38) for row in rows], fontsize=7.5, parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("peak, KiB", fontsize=8.5, color=png.SOFT)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    side = drawn.add_axes((0.71, 0.55 / height, 0.26, 1 - 1.35 / height))
+    front = result.front if isinstance(result, Stream) else ()
+    shares = [100 * point["extra_macs_share"] for point in front]
+    side.step(shares, [point["peak_bytes"] / kib for point in front], where="post", color=png.BAR, marker="o", ms=3)
+    at = (100 * result.totals["extra_macs_share"], result.totals["peak_bytes"] / kib)
+    side.plot(*at, marker="o", color=png.PEAK)
+    side.set_ylim(bottom=0)
+    side.set_xlabel("extra MACs, %", fontsize=8.5, color=png.SOFT)
+    side.set_ylabel("peak, KiB", fontsize=8.5, color=png.SOFT)
+    for part in (axes, side):
+        part.tick_params(length=0, labelsize=7.5, labelcolor=png.SOFT)
+        part.grid(color=png.GRID, linewidth=0.8)
+        part.set_axisbelow(True)
+        for spine in part.spines.values():
+            spine.set_visible(False)
+    style: dict[str, Any] = {"va": "top", "parse_math": False}
+    drawn.text(0.02, 1 - 0.12 / height, shorten(result.source, 80), fontsize=12, fontweight="bold", **style)
+    drawn.text(0.02, 1 - 0.36 / height, headline.setting(result), fontsize=9, color=png.SOFT, **style)
+    drawn.text(0.02, 1 - 0.55 / height, " · ".join(totals(result)), fontsize=9, fontweight="bold", **style)
+    return drawn
+
+
+_NEW = {
+    "operations": Column("operations", format_count, 70),
+    "stripes": Column("stripes", format_count, 88),
+    "rows_kept": Column("rows kept", format_count, 60),
+    "line_bytes": Column("line buffers", format_bytes, 62),
+    "before_bytes": Column("before", format_bytes, 76),
+    "extra_macs": Column("extra MACs", format_count, 82),
+    "segment": Column("segment", format_count, 8),
+}
+for _key, _column in _NEW.items():
+    columns.COLUMNS.setdefault(_key, _column)
+headline.VOICES["stream"] = headline.Voice(conditions, totals, lines)
+png.CHARTS["stream"] = chart
