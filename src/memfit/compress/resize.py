@@ -18,8 +18,9 @@ from memfit.errors import MemfitError, UnsupportedOp
 from memfit.graph.model import Graph, Op, StorageKind, Tensor
 from memfit.graph.optable import Role, role
 
-_CAPTURES = 3
-"""Captures with coded numbers of channels: two groups look alike in all of them once in some thousand sizes."""
+_CAPTURES, _MORE, _MANY = 3, 5, 40
+"""Captures with coded numbers of channels, and how many for more groups than the last: so few that they are quick, so
+many that two sizes hardly ever look alike in all of them."""
 
 Counts = tuple[int, ...]
 """Channels taken out of each group."""
@@ -125,18 +126,22 @@ def _coded(
 ) -> dict[tuple[int, int], Factors]:
     """Explain every size that changes by one group, from captures in which all groups are changed at once."""
     draw = random.Random(seed)
-    captures: list[Counts] = []
+    several = _CAPTURES if len(channels) <= _MANY else _MORE
+    codes: dict[Code, int] = {}
+    for group, count in enumerate(channels):
+        for _ in range(1000):
+            code = tuple(draw.randint(1, min(count - 1, 64)) if count > 1 else 0 for _ in range(several))
+            if not any(_multiple(code, other) or _multiple(other, code) for other in codes):
+                break
+        if count > 1:
+            if code in codes:
+                raise _Unexplained
+            codes[code] = group
+    of_group = {group: code for code, group in codes.items()}
     differences: list[dict[tuple[int, int], int]] = []
-    for _ in range(_CAPTURES):
-        counts = tuple(draw.randint(1, max(1, min(count - 1, 64))) if count > 1 else 0 for count in channels)
-        captures.append(counts)
+    for number in range(several):
+        counts = tuple(of_group[group][number] if group in of_group else 0 for group in range(len(channels)))
         differences.append(_differences(base, capture(counts)))
-    codes: dict[tuple[int, ...], int] = {}
-    for group in range(len(channels)):
-        code = tuple(counts[group] for counts in captures)
-        if code in codes:
-            raise _Unexplained
-        codes[code] = group
     lost_at: dict[tuple[int, int], Code] = {
         place: tuple(difference.get(place, 0) for difference in differences) for place in set().union(*differences)
     }
@@ -155,12 +160,14 @@ def _coded(
         for tid in op.outputs:
             for dim in range(len(base.tensors[tid].shape)):
                 lost = lost_at.get((tid, dim))
-                if lost is None or explain(lost) is not None:
+                if lost is None:
                     continue
                 parts = [part for i in op.inputs if (part := lost_at.get((i, dim))) is not None]
                 found = [known.get(part) for part in parts]
-                if parts and tuple(map(sum, zip(*parts, strict=True))) == lost and None not in found:
+                if len(parts) > 1 and None not in found and tuple(map(sum, zip(*parts, strict=True))) == lost:
                     known[lost] = _joined([factors for factors in found if factors is not None])
+                else:
+                    explain(lost)
     whole = {
         place: known.get(lost)
         or next(
