@@ -765,6 +765,7 @@ def stream(
     max_extra_macs: float | str = 0.1,
     max_peak: int | str | None = None,
     input_resident: bool = False,
+    input_passes: int | None = None,
     target: str | None = None,
     args: Mapping[str, Any] | None = None,
     estimate: bool = False,
@@ -783,6 +784,7 @@ def stream(
         max_extra_macs: multiply-accumulates that may be done twice: a fraction of the network's, or text such as 10%.
         max_peak: bytes, or text such as 128KiB: look for the least extra work within them, not for the lowest peak.
         input_resident: the input is whole in memory from the start, rather than fed row by row.
+        input_passes: how often a fed input may be read, once per stripe; without extra work it is read once.
         target: a board, whose RAM is `max_peak` where none is given.
         args: arguments of the source's constructor.
         estimate: let operations that a table lacks pass, with a note.
@@ -800,6 +802,7 @@ def stream(
         max_peak=parse_bytes(max_peak) if isinstance(max_peak, str) else max_peak,
         resident=input_resident,
         target=target,
+        passes=input_passes,
     )
     return result
 

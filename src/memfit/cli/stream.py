@@ -18,6 +18,7 @@ from memfit.cli.profile import read_arguments
 )
 @click.option("--max-peak", metavar="SIZE", help="Look for the least extra work within this size, such as 128KiB.")
 @click.option("--input-resident", is_flag=True, help="The input is whole in memory, rather than fed row by row.")
+@click.option("--input-passes", metavar="N", type=click.IntRange(min=1), help="How often a fed input may be read.")
 @click.option("--target", metavar="BOARD", help="Fit this board's RAM; memfit targets lists them.")
 @click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="1x3x224x224, 1x128:int64 or ids=1x128:int64.")
 @click.option("--arg", "arguments", metavar="KEY=VALUE", multiple=True, help="An argument of the model's constructor.")

@@ -15,6 +15,7 @@ from memfit.plan.network import limits_of
 from memfit.stream.layout import SegmentLayout
 from memfit.stream.network import StreamNetwork, network_of
 from memfit.stream.plan import StreamPlan, plan_stream
+from memfit.stream.segments import STRIPES
 from memfit.targets import load
 from memfit.units import format_bytes
 
@@ -29,6 +30,7 @@ def stream_network(
     max_peak: int | None = None,
     resident: bool = False,
     target: str | None = None,
+    passes: int | None = None,
 ) -> tuple[Stream, StreamPlan]:
     """Plan a network to run in little memory.
 
@@ -38,6 +40,7 @@ def stream_network(
         max_peak: bytes: look for the least extra work within them, instead of the lowest peak.
         resident: the input is whole in memory, rather than fed row by row.
         target: a board, whose RAM is `max_peak` where none is given.
+        passes: how often a fed input may be read; None for as often as there may be stripes.
 
     Raises:
         UsageError: a share below 0, a size below one byte, no such board, or a network that is not of images.
@@ -51,7 +54,17 @@ def stream_network(
         )
     limits = limits_of(target, max_peak)
     network = network_of(graph)
-    plan = plan_stream(network, max_extra_macs=max_extra_macs, max_peak_bytes=limits.ram, resident=resident)
+    if passes is not None and passes < 1:
+        raise UsageError(
+            "the input is read at least once", where="--input-passes", received=str(passes), todo="write 1"
+        )
+    plan = plan_stream(
+        network,
+        max_extra_macs=max_extra_macs,
+        max_peak_bytes=limits.ram,
+        resident=resident,
+        passes=STRIPES if passes is None else passes,
+    )
     before = _before(graph, network)
     baseline = figures(View(graph)).total_bytes
     rows = tuple(_row(plan, number, layout, before) for number, layout in enumerate(plan.segments))
@@ -91,6 +104,7 @@ def stream_network(
             "max_extra_macs": max_extra_macs,
             "max_peak_bytes": limits.ram,
             "input_resident": resident,
+            "input_passes": passes,
             "target": limits.target.key if limits.target else None,
         },
         front=tuple(
@@ -161,7 +175,7 @@ def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:
     if plan.passes > 1 and not plan.resident:
         notes.append(
             f"its rows are read {plan.passes} times, once per stripe: from flash, a file or a sensor that can be read "
-            "again; --max-extra-macs 0% reads them once"
+            "again; --input-passes 1 reads them once"
         )
     packing = plan.arena.packing
     if not packing.optimal:

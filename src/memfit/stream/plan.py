@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from memfit.stream.choose import CAP, Choice, choose, within
 from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
-from memfit.stream.segments import Segments
+from memfit.stream.segments import STRIPES, Segments
 
 TRIES = 3
 """Choices of a front that are packed, where the first ones do not pack to their bound."""
@@ -59,6 +59,7 @@ def plan_stream(
     max_extra_macs: float = 0.1,
     max_peak_bytes: int | None = None,
     resident: bool = False,
+    passes: int = STRIPES,
     nodes: int = NODES,
 ) -> StreamPlan:
     """Plan a network so that it runs in little memory.
@@ -68,6 +69,7 @@ def plan_stream(
         max_extra_macs: work that may be done twice, as a share of the plain run's multiply-accumulates.
         max_peak_bytes: instead of the lowest peak, look for the least work whose arena has at most so many bytes.
         resident: the network's input is whole in the arena, rather than fed row by row.
+        passes: how often a fed input may be read, once per stripe; without extra work it is read once.
         nodes: placements that each packing may try.
     """
     limit = int(max_extra_macs * network.macs)
@@ -75,7 +77,7 @@ def plan_stream(
     best: StreamPlan | None = None
     front: tuple[Choice, ...] = ()
     for overlap in (True, False):
-        segments = Segments(network, resident=resident, overlap=overlap)
+        segments = Segments(network, resident=resident, overlap=overlap, passes=passes)
         found = choose(segments, cap)
         front = front or tuple(found)
         for choice in _candidates(found, limit, max_peak_bytes):

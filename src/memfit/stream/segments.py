@@ -81,7 +81,18 @@ class _End:
 class Segments:
     """The segments of a network and what each takes."""
 
-    def __init__(self, network: StreamNetwork, *, resident: bool = False, overlap: bool = True) -> None:
+    def __init__(
+        self, network: StreamNetwork, *, resident: bool = False, overlap: bool = True, passes: int = STRIPES
+    ) -> None:
+        """Prepare the segments.
+
+        Args:
+            network: from `network_of`.
+            resident: the network's input is whole from the start, rather than fed row by row.
+            overlap: without stripes, rows of an output may take the room of rows of the inputs.
+            passes: how often a fed input may be read, once per stripe. Without extra work it is read once.
+        """
+        self.passes = passes
         self.network = network
         self.ops = network.ops
         self.values = network.values
@@ -311,6 +322,9 @@ class Segments:
                 return
             for i, asked in self._asked(op, spans):
                 wanted[i] = [_union(a, b) for a, b in zip(wanted.get(i, asked), asked, strict=True)]
+            again = count > 1 and any(self.fed(i, op.index, end) for i in wanted)
+            if again and (count > self.passes or extra <= 0):
+                continue
             peak, overlaps = self._measure(shared, op.index, lines, wanted)
             if peak < shared.limit_bytes:
                 yield Segment(op.index, end, count, peak, extra, overlaps=overlaps)
