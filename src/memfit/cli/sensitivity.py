@@ -102,8 +102,13 @@ def command(
     from memfit import api
     from memfit.analysis.select import select
 
-    with progress_bar(source) as progress:
-        whole = api.sensitivity(source, args=constructor, save=save, progress=progress, **given)
+    try:
+        with progress_bar(source) as progress:
+            whole = api.sensitivity(source, args=constructor, save=save, progress=progress, **given)
+    except KeyboardInterrupt:
+        if "store" in given and given["store"].exists():
+            click.echo(f"memfit: stopped; {given['store']} keeps what is done, and the same command goes on", err=True)
+        raise
     chosen = whole
     if sort or top or where or columns is not None or depth:
         chosen = select(whole, sort=sort, top=top, where=where, columns=split_columns(columns), depth=depth)
