@@ -188,7 +188,7 @@ class _Work:
         settings, model = self.settings, copy_of(self.what.model, self.what.name)
         before = self.figures(self.base)
         self.progress("scoring the model as it is", 0, None)
-        baseline = self.scorer.score(model)
+        baseline = None if self.scorer.metric == "sqnr" else self.scorer.score(model)  # none of itself
         latency = self._latency(model) if settings.latency_ms is not None else None
         untuned: float | None = None
         for number in range(1, settings.rounds + 1):
