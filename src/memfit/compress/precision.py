@@ -137,7 +137,9 @@ def programme_of(
     return Programme(tuple(tuple(sorted(set(widths))) for widths in choices), tuple(costs), tuple(limits))
 
 
-def exact(programme: Programme, *, time_limit: float = 60.0, seed: int = 0) -> Solution:
+def exact(
+    programme: Programme, *, time_limit: float = 60.0, seed: int = 0, near: tuple[Bits, int] | None = None
+) -> Solution:
     """Solve the integer programme with OR-tools' CP-SAT (Perron and Didier, https://developers.google.com/optimization).
 
     One thread and a limit in its deterministic time, so that the same programme has the same answer on every run.
@@ -146,6 +148,7 @@ def exact(programme: Programme, *, time_limit: float = 60.0, seed: int = 0) -> S
         programme: whose limits can hold.
         time_limit: about seconds; then the best so far is given, with the gap to the bound that is proven.
         seed: of the search.
+        near: widths within the limits, of which only so many may change.
 
     Raises:
         MissingExtra: OR-tools is not installed.
@@ -156,7 +159,7 @@ def exact(programme: Programme, *, time_limit: float = 60.0, seed: int = 0) -> S
         raise MissingExtra(
             "choosing bits needs OR-tools, which is not installed", todo="pip install 'memfit[compress]'"
         ) from None
-    start = greedy(programme).bits
+    start = greedy(programme).bits if near is None else near[0]
     programme = programme.reachable()
     free = programme.binding()
     if not free:
@@ -187,6 +190,9 @@ def exact(programme: Programme, *, time_limit: float = 60.0, seed: int = 0) -> S
             for width in programme.choices[part.group]:
                 taken.append((part.elements * width + 7) // 8 * chosen[part.group, width])
         model.add(sum(taken) <= limit.budget_bytes - fixed)
+    if near is not None:
+        same = [chosen[i, w] for i, w in enumerate(near[0]) if w is not None and (i, w) in chosen]
+        model.add(sum(same) >= len(free) - near[1])
     model.minimize(sum(terms))
     solver = cp_model.CpSolver()
     parameters = solver.parameters

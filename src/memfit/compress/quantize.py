@@ -53,7 +53,10 @@ BITS = (2, 4, 8, 16)
 WEIGHT_BITS = (8,)
 """Widths that weights may have where flash has no limit."""
 
-_LISTED = 4
+_ADDITIVE = 0.01
+"""Noise power by signal power (20 dB) up to which losses are taken to add up."""
+_ROUNDS, _CHANGES = 2, (1 << 30, 6, 2)
+"""Of measuring again, and how many layers may change at once in the tries of each."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +206,14 @@ class _Work:
         programme = self._programme(measured).reachable()
         flash = self._flash_programme(of_weights)
         self.progress("choosing bits", 0, None)
-        solutions = {}
+        options = {"time_limit": self.settings.time_limit, "seed": self.settings.seed}
+        solutions = {name: solve(programme, **options) for name, solve in precision.STRATEGIES.items()}
+        solutions["exact"] = self._refined(programme, solutions, grids, options)
+        choices = {}
         for name, solve in precision.STRATEGIES.items():
-            options = {"time_limit": self.settings.time_limit, "seed": self.settings.seed}
-            activations = solve(programme, **options)
             widths = None if flash is None else solve(flash, **options)
-            solutions[name] = self._choice(programme, activations, flash, widths, grids)
-        return self._result(solutions)
+            choices[name] = self._choice(programme, solutions[name], flash, widths, grids)
+        return self._result(choices)
 
     def _equalize(self) -> None:
         """Even out the channels of the copy's weights."""
@@ -388,6 +392,97 @@ class _Work:
 
     def _rounded_weight(self, name: str, bits: int, axis: int | None) -> Tensor:
         return fake_quantize(named_tensors(self.model)[name].detach(), self._weight_grid(name, bits, axis))
+
+    # -- where noise does not add up ---------------------------------------------------------------------------------
+
+    def _refined(
+        self, programme: Programme, solutions: Mapping[str, Solution], grids: _GridTable, options: Mapping[str, Any]
+    ) -> Solution:
+        """Look for better bits around the best so far, where so much is lost that losses no longer add up.
+
+        Costs are measured again with all other layers rounded as they are now, and the programme is solved again,
+        freely first and then with few changes; bits stay only if the noise of all together is less.
+        """
+        found = solutions["exact"]
+        free = programme.binding()
+        if not free or self._joint_noise(found.bits, grids) < _ADDITIVE:
+            return found
+        widest = programme.at(-1)
+        starts = [
+            s._replace(bits=tuple(b if i in free else w for i, (b, w) in enumerate(zip(s.bits, widest, strict=True))))
+            for s in solutions.values()
+            if s.holds
+        ]
+        noises = [self._joint_noise(start.bits, grids) for start in starts]
+        place = noises.index(min(noises))
+        found, least = starts[place], noises[place]
+        rounds = 0
+        for _ in range(_ROUNDS):
+            self.progress("measuring around the choice", rounds, _ROUNDS)
+            local = replace(programme, costs=self._costs_around(programme, found.bits, grids))
+            rounds += 1
+            for most in _CHANGES:
+                tried = precision.exact(local, near=(found.bits, min(most, len(free))), **options)
+                noise = self._joint_noise(tried.bits, grids) if tried.bits != found.bits else least
+                if noise < least:
+                    found, least = tried, noise
+                    break
+            else:
+                break
+        self.notes[
+            f"noise is too strong to add up: costs measured again around the choice, {rounds} time"
+            + ("s" if rounds > 1 else "")
+        ] = None
+        return Solution(found.bits, programme.cost(found.bits), programme.holds(found.bits), False, None)
+
+    def _hook(self, bits: Sequence[int | None], grids: _GridTable, runner: Runner) -> Any:
+        """Round every layer that is stored to the bits of its group."""
+        chosen = self._stored(bits)
+        names = [layer.name for layer in runner.layers]
+
+        def look(number: int, output: Tensor) -> Tensor | None:
+            width = chosen.get(names[number])
+            return None if width is None else fake_quantize(output, grids(names[number], width))
+
+        return look
+
+    def _stored(self, bits: Sequence[int | None]) -> dict[str, int]:
+        return {
+            name: width
+            for names, width in zip(self.demand.groups, bits, strict=True)
+            for name in names
+            if width is not None and name not in self.demand.passing
+        }
+
+    def _joint_noise(self, bits: Sequence[int | None], grids: _GridTable) -> float:
+        """Give the noise power at the outputs with all layers rounded, by the power of the signal."""
+        noise = signal = 0.0
+        for batch in self.data:
+            runner, tensors = self.runner(batch)
+            own = [t.double() for t in runner.run(tensors) if t.is_floating_point()]
+            signal += sum(float(t.square().sum()) for t in own)
+            noise += _noise(own, runner.run(tensors, on_output=self._hook(bits, grids, runner)))
+        return noise / max(signal, 1e-300)
+
+    def _costs_around(
+        self, programme: Programme, bits: Sequence[int | None], grids: _GridTable
+    ) -> tuple[dict[int, float], ...]:
+        """Give the noise power of every other width of each layer, all others as they are; the least of each is 0."""
+        stored = self._stored(bits)
+        group_of = {name: item for item in programme.binding() for name in self.demand.groups[item] if name in stored}
+        powers: list[dict[int, float]] = [{} for _ in programme.choices]
+        for batch in self.data:
+            runner, tensors = self.runner(batch)
+            own = [t.double() for t in runner.run(tensors) if t.is_floating_point()]
+            hook = self._hook(bits, grids, runner)
+            numbers = [k for k, layer in enumerate(runner.layers) if layer.name in group_of]
+            for cut in runner.prefix(tensors, numbers, on_output=hook):
+                name = runner.layers[cut.layer].name
+                power = powers[group_of[name]]
+                for width in programme.choices[group_of[name]]:
+                    out = runner.resume(cut, fake_quantize(cut.output, grids(name, width)), on_output=hook)
+                    power[width] = power.get(width, 0.0) + _noise(own, out)
+        return tuple({w: p - min(power.values()) for w, p in power.items()} for power in powers)
 
     # -- the answer ------------------------------------------------------------------------------------------------
 
