@@ -1,4 +1,4 @@
-"""A network made to fit, step by step: calibrate, find the sensitive layers, quantize to half the peak, prune to a quarter.
+r"""A network made to fit: calibrate, find the sensitive layers, quantize to half the peak, prune to a quarter of it.
 
 The network of `examples/digits.py` reads handwritten digits; it is trained here if it is not yet (a minute). Each step
 keeps its table and its picture in a folder:
@@ -11,7 +11,8 @@ The same by hand, piece by piece (D is examples/digits.py):
     memfit calibrate D:network --data D:train_data --samples 256 --save ranges.json -o ranges.png
     memfit sensitivity D:network --data D:test_data --ranges ranges.json -o sensitivity.png
     memfit quantize D:network --data D:train_data --samples 256 --budget 20KiB --metric D:accuracy --save recipe.json
-    memfit prune D:network --data D:train_data --budget 10KiB --metric D:accuracy --fine-tune D:fine_tune --save pruned.pt2
+    memfit prune D:network --data D:train_data --budget 10KiB --metric D:accuracy --fine-tune D:fine_tune \
+        --save pruned.pt2
 """
 
 from __future__ import annotations
