@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memfit.compress.runner import Runner, _Run
 from memfit.compress.sweep import Quantization
+from memfit.errors import CaptureError
 
 
 def estimated_noise(
@@ -42,6 +43,9 @@ def estimated_noise(
 
     Returns:
         By layer; without those that no gradient reaches.
+
+    Raises:
+        CaptureError: an operation has no derivative.
     """
     gradients = _gradients(runner, inputs, list(quantization.outputs), generator)
     found: dict[int, float] = {}
@@ -68,7 +72,14 @@ def _gradients(
     if not outputs:
         return {}
     directions = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
-    torch.autograd.backward(outputs, directions)
+    try:
+        torch.autograd.backward(outputs, directions)
+    except RuntimeError as error:
+        raise CaptureError(
+            f"this network cannot be followed backwards: {str(error).splitlines()[0][:200]}",
+            where=runner.graph.source,
+            todo="use --method exact",
+        ) from error
     return run.gradients
 
 
