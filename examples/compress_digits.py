@@ -32,9 +32,6 @@ from memfit.units import format_bytes
 
 HERE = Path(__file__).parent
 NETWORK, TRAIN, ACCURACY = (f"{HERE / 'digits.py'}:{name}" for name in ("network", "train_data", "accuracy"))
-SAMPLES = 256
-TUNING_EPOCHS = 12
-"""Epochs after pruning, of the 14 that the training took."""
 
 
 def keep(result: Result, folder: Path, name: str) -> None:
@@ -45,21 +42,21 @@ def keep(result: Result, folder: Path, name: str) -> None:
         write(result, folder / f"{name}{suffix}", force=True)
 
 
-def tune(model: torch.nn.Module) -> None:
-    digits.fine_tune(model, TUNING_EPOCHS)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("compressed"), help="folder of tables and pictures")
-    folder = parser.parse_args().output
+    parser.add_argument("--samples", type=int, default=256, help="digits to calibrate and to measure with")
+    parser.add_argument("--epochs", type=int, default=digits.EPOCHS, help="of training, where there are no weights yet")
+    parser.add_argument("--tuning", type=int, default=12, help="epochs after pruning")
+    given = parser.parse_args()
+    folder, samples = given.output, given.samples
     folder.mkdir(parents=True, exist_ok=True)
 
     if not digits.WEIGHTS.is_file():
         torch.manual_seed(0)
         model = digits.Digits()
         print("training …", file=sys.stderr)
-        digits.fine_tune(model, digits.EPOCHS, 0.01)
+        digits.fine_tune(model, given.epochs, 0.01)
         torch.save(model.state_dict(), digits.WEIGHTS)
     model, _ = digits.network()
     float_accuracy = digits.accuracy(model)
@@ -67,15 +64,21 @@ def main() -> None:
     print(f"float: {float_accuracy:.2%} of the test digits, peak {format_bytes(peak)} at 8 bits an activation\n")
 
     ranges = folder / "ranges.json"
-    keep(memfit.calibrate(NETWORK, data=TRAIN, samples=SAMPLES, save=ranges), folder, "calibrate")
-    sensitive = memfit.sensitivity(NETWORK, data=TRAIN, samples=SAMPLES, ranges=ranges)
+    keep(memfit.calibrate(NETWORK, data=TRAIN, samples=samples, save=ranges), folder, "calibrate")
+    sensitive = memfit.sensitivity(NETWORK, data=TRAIN, samples=samples, ranges=ranges)
     keep(sensitive, folder, "sensitivity")
     half = memfit.quantize(
-        NETWORK, data=TRAIN, samples=SAMPLES, budget=peak // 2, metric=ACCURACY, save=folder / "recipe.json", force=True
+        NETWORK, data=TRAIN, samples=samples, budget=peak // 2, metric=ACCURACY, save=folder / "recipe.json", force=True
     )
     keep(half, folder, "quantize")
     quarter = memfit.prune(
-        NETWORK, data=TRAIN, budget=peak // 4, metric=ACCURACY, fine_tune=tune, save=folder / "pruned.pt2", force=True
+        NETWORK,
+        data=TRAIN,
+        budget=peak // 4,
+        metric=ACCURACY,
+        fine_tune=lambda pruned: digits.fine_tune(pruned, given.tuning),
+        save=folder / "pruned.pt2",
+        force=True,
     )
     keep(quarter, folder, "prune")
 

@@ -519,7 +519,7 @@ def sensitivity(
         metric: sqnr (in dB), cosine, loss, accuracy, `FILE.py:CALLABLE`, or a function: called with a batch's outputs
             and labels, it gives the mean over the samples, and more is better.
         direction: quantize one layer of the float network; float: leave one float in the quantized network; both.
-        method: exact, or taylor: estimate all layers from one backward pass, with the rank correlation to exact figures.
+        method: exact, or taylor: estimate all layers from one backward pass, with its rank correlation to exact ones.
         ranges: a file of `memfit.calibrate`; None takes the least and largest values in this data.
         per_channel: outputs have a grid for each channel; weights always have.
         store: an SQLite file of what is done; the same call goes on where it was stopped.
