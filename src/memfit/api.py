@@ -1059,7 +1059,7 @@ def quantize(
     >>> import memfit
     >>> found = memfit.quantize("torchvision:squeezenet1_1", "1x3x64x64", budget="60KiB", data="random", samples=2)
     >>> found.totals["baseline_peak_bytes"], found.totals["peak_bytes"] <= 60 * 1024, found.totals["optimal"]
-    (76880, True, True)
+    (75904, True, True)
     >>> [entry["name"] for entry in found.strategies]
     ['exact', 'greedy', 'uniform']
 
