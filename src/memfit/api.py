@@ -775,7 +775,7 @@ def stream(
     >>> import memfit
     >>> found = memfit.stream("torchvision:mobilenet_v2", "1x3x224x224", max_extra_macs="0%")
     >>> found.totals["baseline_peak_bytes"], found.totals["peak_bytes"], found.totals["extra_macs"]
-    (1404928, 131072, 0)
+    (1404928, 131040, 0)
 
     Args:
         source: a `.tflite` file, or any other source of `memfit.capture`, for an estimate of the integer network that

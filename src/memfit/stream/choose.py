@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from memfit.stream.segments import Segment, Segments
+from memfit.stream.segments import STRIPES, Segment, Segments
 
 CAP = 0.5
 """Share of extra multiply-accumulates above which no plan is looked for."""
@@ -46,17 +46,25 @@ def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
     bound = 1 << 62
     if count:  # the plain run is one way; a segment that needs more is in no better one
         bound = 1 + max(next(segments.ending(end, 0, 1 << 62)).peak_bytes for end in range(1, count + 1))
+    full = _states(segments, limit_macs, bound, 1)
+    if full:  # stripes only add work: what they are for is a lower peak than this
+        bound = full[0].peak + 1
+    return [_choice(state) for state in _states(segments, limit_macs, bound, STRIPES)]
+
+
+def _states(segments: Segments, limit_macs: int, bound: int, stripes: int) -> list[_State]:
+    """Find the best ways to the end of a network with at most so many stripes."""
     fronts: list[list[_State]] = [[_State(0, 0, 0, None, None)]]
-    for end in range(1, count + 1):
+    for end in range(1, segments.count + 1):
         found: list[_State] = []
-        for segment in _undominated(list(segments.ending(end, limit_macs, bound))):
+        for segment in _undominated(list(segments.ending(end, limit_macs, bound, stripes))):
             for state in fronts[segment.begin]:
                 extra = state.extra + segment.extra_macs
                 if extra <= limit_macs or segment.extra_macs <= 0:
                     peak, parts = max(state.peak, segment.peak_bytes), state.stripes + segment.stripes
                     found.append(_State(peak, extra, parts, segment, state))
         fronts.append(_front(found))
-    return [_choice(state) for state in fronts[count]]
+    return fronts[-1]
 
 
 def _undominated(found: list[Segment]) -> list[Segment]:

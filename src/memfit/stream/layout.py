@@ -192,15 +192,18 @@ def _rectangles(births: Sequence[int], deaths: Sequence[int], row_bytes: int) ->
     return found
 
 
-def lay_out(segments: Segments, chosen: Sequence[Segment], *, nodes: int = NODES) -> Arena:
+def lay_out(
+    segments: Segments, chosen: Sequence[Segment], *, nodes: int = NODES, time_limit: float | None = None
+) -> Arena:
     """Place every buffer of a choice of segments.
 
     Args:
         segments: of the network.
         chosen: segments that follow each other from the first operation to the last.
         nodes: how many placements the search may try.
+        time_limit: seconds for the search.
     """
     timeline = _Timeline(segments, chosen)
     timeline.run()
     problem = Problem(tuple(timeline.buffers), tuple(timeline.aliases))
-    return Arena(tuple(timeline.layouts), problem, pack(problem, nodes=nodes))
+    return Arena(tuple(timeline.layouts), problem, pack(problem, nodes=nodes, time_limit=time_limit))

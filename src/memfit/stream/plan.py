@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from memfit.stream.choose import CAP, Choice, choose, within
 from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
-from memfit.stream.segments import STRIPES, Segments
+from memfit.stream.segments import STRIPES, Segment, Segments
 
-TRIES = 3
+TRIES = 2
 """Choices of a front that are packed, where the first ones do not pack to their bound."""
 
 
@@ -81,7 +81,7 @@ def plan_stream(
         found = choose(segments, cap)
         front = front or tuple(found)
         for choice in _candidates(found, limit, max_peak_bytes):
-            arena = lay_out(segments, choice.segments, nodes=nodes)
+            arena = lay_out(segments, _simpler(network, choice, segments), nodes=nodes if best is None else nodes // 8)
             height = arena.packing.height
             met = max_peak_bytes is None or height <= max_peak_bytes
             plan = StreamPlan(network, resident, arena, choice.extra_macs, front, met)
@@ -90,6 +90,19 @@ def plan_stream(
                 return plan
     assert best is not None  # the plain run is a candidate
     return best
+
+
+def _simpler(network: StreamNetwork, choice: Choice, segments: Segments) -> list[Segment]:
+    """Count row by row only where the peak needs it: the fewer rectangles, the sooner they are packed."""
+    plain = Segments(network, resident=segments.resident, overlap=False, passes=segments.passes)
+    found = []
+    for segment in choice.segments:
+        if segment.overlaps:
+            rivals = plain.ending(segment.end, network.macs, choice.peak_bytes + 1, 1)
+            found.append(next((r for r in rivals if r.begin == segment.begin), segment))
+        else:
+            found.append(segment)
+    return found
 
 
 def _candidates(front: list[Choice], limit: int, peak: int | None) -> list[Choice]:

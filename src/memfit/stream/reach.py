@@ -25,7 +25,7 @@ class Reach:
     ((0, 2), (1, 4), (3, 6), (5, 8))
 
     Args:
-        spans: for each output row, the inputs `[first, end)`; empty spans stand between their neighbours.
+        spans: for each output row, the inputs `[first, end)`; neither end ever goes back, in empty spans either.
         length: rows of the input.
     """
 
@@ -40,8 +40,7 @@ class Reach:
         """
         if start >= end:
             return (0, 0)
-        part = self.spans[start:end]
-        return min(span[0] for span in part), max(span[1] for span in part)
+        return self.spans[start][0], self.spans[end - 1][1]
 
     @property
     def firsts(self) -> list[int]:

@@ -114,6 +114,7 @@ class Segments:
                     self.whole.add(value.index)
                 else:
                     self.birth[value.index] = value.readers[0] if value.readers else 0
+        self._live: dict[int, list[int]] = {}
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
         self._starts = self._pieces()
         self._ends = {id(reach): np.array([0, *reach.ends]) for op in self.ops for reach in op.rows}
@@ -123,7 +124,10 @@ class Segments:
 
     def live(self, cut: int) -> list[int]:
         """Give the values that are whole between operations `cut - 1` and `cut`."""
-        return [v for v in self.values if self._exists(v, cut) and self.last[v] >= cut]
+        found = self._live.get(cut)
+        if found is None:
+            found = self._live[cut] = [v for v in self.values if self._exists(v, cut) and self.last[v] >= cut]
+        return found
 
     def _exists(self, value: int, cut: int) -> bool:
         if self.values[value].producer == INPUT:
@@ -185,13 +189,14 @@ class Segments:
 
     # -- bytes and work -----------------------------------------------------------------------------------------------
 
-    def ending(self, end: int, limit_macs: int, limit_bytes: int) -> Iterator[Segment]:
+    def ending(self, end: int, limit_macs: int, limit_bytes: int, most_stripes: int = STRIPES) -> Iterator[Segment]:
         """Give the segments that end before operation `end`, from short to long.
 
         Args:
             end: one past the last operation.
             limit_macs: the most extra multiply-accumulates.
             limit_bytes: segments that need as much or more are left out.
+            most_stripes: the most stripes to try.
         """
         last = self.ops[end - 1]
         plain = self._plain(end - 1)
@@ -200,7 +205,7 @@ class Segments:
         if not last.streams:
             return
         shared = _End(end, self.heights(end), self._rows(end), self._made(end), limit_macs, limit_bytes)
-        for count in range(1, min(STRIPES, self._stripe_width(end)) + 1):
+        for count in range(1, min(most_stripes, self._stripe_width(end)) + 1):
             yield from self._with_stripes(shared, count)
 
     def _plain(self, index: int) -> Segment:
@@ -238,8 +243,10 @@ class Segments:
         """Cut a value that is kept whole into the columns that each stripe makes."""
         return stripes(value.width, count)
 
-    def columns(self, end: int, count: int) -> Iterator[tuple[StreamOp, list[Span]]]:
-        """Give the columns that each operation makes per stripe, from the last operation backwards.
+    def columns(self, end: int, count: int) -> Iterator[tuple[StreamOp, list[Span], dict[int, list[Span]]]]:
+        """Give the columns that each operation makes per stripe, and those of all values that have been asked for.
+
+        From the last operation backwards.
 
         The last operation's own stripes are equal; those before it make what is asked of them.
         """
@@ -252,21 +259,19 @@ class Segments:
             spans = wanted.get(op.output, [(0, 0)] * count)
             if self.last[op.output] >= end:
                 spans = [_union(a, b) for a, b in zip(spans, self.own(value, count), strict=True)]
-            yield op, spans
             for i, asked in self._asked(op, spans):
-                before = wanted.get(i, asked)
-                wanted[i] = [_union(a, b) for a, b in zip(before, asked, strict=True)]
+                before = wanted.get(i)
+                wanted[i] = asked if before is None else [_union(a, b) for a, b in zip(before, asked, strict=True)]
+            yield op, spans, wanted
 
     def kept_columns(self, begin: int, end: int, count: int) -> dict[int, tuple[Span, ...]]:
         """Give, for each value that a segment makes or reads, the columns per stripe."""
         found: dict[int, list[Span]] = {}
-        for op, spans in self.columns(end, count):
-            if op.index < begin:
+        for op, spans, wanted in self.columns(end, count):
+            found[op.output] = spans
+            if op.index == begin:
+                found.update((i, asked) for i, asked in wanted.items() if i not in found)
                 break
-            found[op.output] = list(spans)
-            for i, asked in self._asked(op, spans):
-                before = found.get(i, asked)
-                found[i] = [_union(a, b) for a, b in zip(before, asked, strict=True)]
         return {i: tuple(spans) for i, spans in found.items()}
 
     def made_rows(self, end: int, made: set[int]) -> dict[int, int]:
@@ -309,9 +314,13 @@ class Segments:
         lines = [0] * count
         """Bytes of line buffers per stripe."""
         extra = 0
-        wanted: dict[int, list[Span]] = {}
-        for op, spans in self.columns(end, count):
+        inputs: set[int] = set()
+        outputs: list[int] = []
+        for op, spans, wanted in self.columns(end, count):
             value = values[op.output]
+            inputs.discard(op.output)
+            inputs.update(op.inputs)
+            outputs += [i for i in (op.output, *op.others) if self.last[i] >= end]
             if self.last[op.output] < end:
                 for k, (a, b) in enumerate(spans):
                     lines[k] += shared.heights[op.output] * (b - a) * value.pixel_bytes
@@ -320,28 +329,26 @@ class Segments:
                 extra += op.macs * done // (value.width * value.height) - op.macs
             if max(lines) >= shared.limit_bytes or (count > 1 and extra > shared.limit_macs):
                 return
-            for i, asked in self._asked(op, spans):
-                wanted[i] = [_union(a, b) for a, b in zip(wanted.get(i, asked), asked, strict=True)]
-            again = count > 1 and any(self.fed(i, op.index, end) for i in wanted)
+            again = count > 1 and any(self.fed(i, op.index, end) for i in inputs)
             if again and (count > self.passes or extra <= 0):
                 continue
-            peak, overlaps = self._measure(shared, op.index, lines, wanted)
+            peak, overlaps = self._measure(shared, op.index, lines, {i: wanted[i] for i in inputs}, outputs)
             if peak < shared.limit_bytes:
                 yield Segment(op.index, end, count, peak, extra, overlaps=overlaps)
 
-    def _measure(self, shared: _End, begin: int, lines: list[int], wanted: dict[int, list[Span]]) -> tuple[int, bool]:
+    def _measure(
+        self, shared: _End, begin: int, lines: list[int], inputs: dict[int, list[Span]], outputs: list[int]
+    ) -> tuple[int, bool]:
         """Give the bytes of a segment, and whether its output overlaps its inputs."""
         end, made, last = shared.end, shared.made, self.ops[shared.end - 1]
         own = list(lines)
-        inputs = {i for op in self.ops[begin:end] for i in op.inputs if self.values[i].producer < begin}
-        for i in inputs:
+        for i, spans in inputs.items():
             value = self.values[i]
             if self.fed(i, begin, end):
-                for k, (a, b) in enumerate(wanted[i]):
+                for k, (a, b) in enumerate(spans):
                     own[k] += shared.heights[i] * (b - a) * value.pixel_bytes
         held = {*self.live(begin), *(i for i in inputs if not self.fed(i, begin, end))}
         waiting = sum(self.values[i].nbytes for i in held)
-        outputs = self.outputs(begin, end)
         sums = self.values[last.output].channels * SUM_BYTES if last.sums else 0
         most = waiting + sum(self.values[i].nbytes for i in outputs) + sums + max(own)
         dying = [i for i in inputs if i in held and self.last[i] < end]
