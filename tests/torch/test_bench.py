@@ -607,11 +607,11 @@ def test_without_a_gpu_the_message_says_how_to_predict(capsys) -> None:
 
 
 def test_the_terminal_has_a_bar_and_a_pipe_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memfit.cli import bench as command
+    from memfit.cli.progress import progress_bar
 
     told = []
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    with command._progress("x") as progress:
+    with progress_bar("x") as progress:
         told.append(progress("timing", 1, 2))
     assert told == [None]
 

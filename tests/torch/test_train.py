@@ -520,7 +520,7 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
     "train-only without a match": (
         "make", ["--batch", "2", "--train-only", "zzz"], ["no trainable parameter", "stem.weight"],
     ),
-    "budget": ("make", ["--batch", "2", "--budget", "much"], ["not a size", "--budget", "'much'", "24GiB"]),
+    "budget": ("make", ["--batch", "2", "--budget", "much"], ["neither a size", "--budget", "'much'", "24GiB"]),
     "budget of nothing": ("make", ["--batch", "2", "--budget", "0"], ["at least one byte", "--budget"]),
     "alloc-conf": (
         "make", ["--batch", "2", "--alloc-conf", "magic:True"], ["no setting 'magic'", "expandable_segments"],
