@@ -863,7 +863,10 @@ def check(
     asked = {"ram": limits.ram, "flash": limits.flash, "peak": peak}
     if all(limit is None for limit in asked.values()):
         raise UsageError(
-            "there is no limit to check", where=str(source), todo="give --max-ram, --max-flash, --max-peak"
+            "there is no limit to check",
+            where=str(source),
+            received="neither a limit nor a target",
+            todo="give --max-ram, --max-flash, --max-peak or --target",
         )
     if peak is None and memory is not None:
         raise UsageError("a memory model is for --max-peak", where="--memory", received=memory, todo="give --max-peak")
@@ -1022,7 +1025,9 @@ def _refuse(given: Mapping[str, Any], source: Any, why: str, todo: str) -> None:
     """Refuse options that say nothing of such a source."""
     for name, value in given.items():
         if value is not None and value != {}:
-            raise UsageError(f"--{name} does not go with this source: {why}", where=str(source), todo=todo)
+            raise UsageError(
+                f"--{name} does not go with this source: {why}", where=str(source), received=str(value), todo=todo
+            )
 
 
 def quantize(

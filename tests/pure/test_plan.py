@@ -23,9 +23,10 @@ from memfit.cli.main import main
 from memfit.errors import MissingExtra, OutputError, UsageError
 from memfit.formats.tflite import parse_model, read_model
 from memfit.memory.tflm.arena import arena
-from memfit.packing import Buffer, Problem, violations
+from memfit.packing import PLANNERS, Buffer, Problem, violations
 from memfit.plan.arena import compare, plan_arena, planned_file
 from memfit.plan.network import plan_network
+from memfit.plan.writer import rewrite
 
 GAINS = ["cnn-int8", "cnn-int16", "cnn-float32", "sequence-int16", "branches-int8", "branches-float32"]
 """Networks whose head the runtime's own planner or the file's order makes larger than it must be."""
@@ -105,8 +106,6 @@ def test_a_file_that_is_planned_already_is_planned_as_if_it_were_not() -> None:
 
 
 def test_a_bad_plan_in_a_file_is_replaced() -> None:
-    from memfit.plan.writer import rewrite
-
     model = parse_model(model_bytes("cnn-int8"))
     plan = plan_arena(model)
     assert plan.offsets is not None
@@ -114,6 +113,21 @@ def test_a_bad_plan_in_a_file_is_replaced() -> None:
     worse = parse_model(rewrite(model, offsets=high))
     again = plan_arena(worse)
     assert again.stock.head_bytes > again.arena.head_bytes == plan.arena.head_bytes
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("name", ["branches-int8", "cnn-int8"])
+def test_a_planned_file_is_never_made_worse_by_a_weaker_planner(name: str, planner: str) -> None:
+    model = parse_model(model_bytes(name))
+    kept = plan_arena(model, reorder=False)
+    offsets = [-1] * len(model.main.tensors)
+    for buffer, offset in zip(kept.arena.buffers, kept.arena.offsets, strict=True):
+        if buffer.tensor is not None:
+            offsets[buffer.tensor] = offset
+    planned = parse_model(rewrite(model, offsets=offsets))
+    again = plan_arena(planned, planner=planner)
+    assert again.stock.head_bytes == kept.arena.head_bytes
+    assert again.lower_bound <= again.arena.head_bytes <= again.stock.head_bytes
 
 
 def test_the_same_model_has_the_same_plan_on_every_run() -> None:
@@ -356,7 +370,6 @@ def test_a_plan_that_computes_something_else_is_never_written(
     need_runtime()
     from memfit.errors import InternalError
     from memfit.plan import outputs
-    from memfit.plan.writer import rewrite
 
     def overlapping(plan: Any) -> bytes:
         return rewrite(plan.source, offsets=[min(offset, 0) for offset in plan.offsets])

@@ -29,9 +29,6 @@ from memfit.plan.writer import dependencies, rewrite
 
 Progress = Callable[[str], None]
 
-STOCK = "tflm"
-"""The runtime's own planner among `memfit.packing.PLANNERS`."""
-
 
 @dataclass(frozen=True)
 class ArenaPlan:
@@ -51,8 +48,6 @@ class ArenaPlan:
     """The file's operator indices in their new order; None where nothing changes."""
     lower_bound: int
     """No order and no packing needs a head of fewer bytes: this is proved."""
-    packing: Packing
-    """The best packing that was found for the planned order, before the runtime placed the scratch buffers."""
     notes: tuple[str, ...]
 
     @property
@@ -96,7 +91,7 @@ def plan_arena(
     if len(model.subgraphs) > 1:  # the file cannot hold offsets for them
         packing = pack(problem_of(base.buffers), planner, time_limit=_left(end))
         notes = _notes_of_several(packing, stock)
-        return ArenaPlan(model, model, stock, stock, None, None, packing.lower_bound, packing, notes)
+        return ArenaPlan(model, model, stock, stock, None, None, packing.lower_bound, notes)
 
     say("ordering operators")
     half = None if end is None else max((end - time.monotonic()) / 2, 0.0)
@@ -108,10 +103,11 @@ def plan_arena(
         orders.insert(0, (ordered, arena(ordered, build, offsets=free, estimate=estimate)))
     found = [_Candidate(stock, model, None, None)]
     for which, held in orders:
-        if which is model and len(found) > 1 and found[-1].arena.head_bytes < base.head_bytes:
-            break  # the better order pays
+        problem = problem_of(held.buffers)
+        if problem.lower_bound > min(plan.arena.head_bytes for plan in found):
+            continue  # no packing of this order can be as low
         say("packing")
-        packing = pack(problem_of(held.buffers), planner, time_limit=_left(end))
+        packing = pack(problem, planner, time_limit=_left(end))
         offsets = _offsets(which, held.buffers, packing)
         if free is None:
             found.append(_Candidate(held, which, None, packing))
@@ -122,7 +118,7 @@ def plan_arena(
     bound = packing.lower_bound if only else max(order.lower_bound, _unordered(base.buffers))
     moved = None if best.model is model else tuple(operator.index for operator in best.model.main.operators)
     notes = _notes(order, packing, best.arena, bound)
-    return ArenaPlan(model, best.model, best.arena, stock, best.offsets, moved, bound, packing, notes)
+    return ArenaPlan(model, best.model, best.arena, stock, best.offsets, moved, bound, notes)
 
 
 class _Candidate(NamedTuple):
@@ -157,7 +153,10 @@ def planned_file(plan: ArenaPlan) -> bytes:
     """
     model = plan.source
     if not model.data:
-        raise UsageError("only a .tflite file can be written with a plan", where=model.source, todo="convert it first")
+        raise UsageError(
+            "only a .tflite file can be written with a plan", where=model.source, received="a network without a file",
+            todo="convert it first, then plan the .tflite",
+        )  # fmt: skip
     orders = None if plan.order is None else {0: plan.order}
     if orders is None and plan.offsets is None:
         return bytes(model.data)

@@ -74,6 +74,7 @@ def as_tflite(graph: Graph) -> TfliteModel:
         raise UsageError(
             "a plan is of inference, and this graph holds a training step",
             where=graph.source,
+            received=f"{len(graph.ops):,} operations of forward and backward",
             todo="capture the network without --training",
         )
     return _Made(graph).model()

@@ -126,7 +126,6 @@ def plan_network(
         "tail_bytes": plan.arena.tail_bytes,
         "ram_bytes": plan.arena.smallest_bytes,
         "flash_bytes": code.total_bytes + grown,
-        "fits": None,
         "peak_at": peak["name"] if peak else None,
         "runtime_arena_bytes": plan.stock.head_bytes,
         "runtime_ram_bytes": plan.stock.smallest_bytes,
@@ -134,10 +133,8 @@ def plan_network(
         "code_bytes": code.code_bytes,
         "ram_limit_bytes": limits.ram,
         "flash_limit_bytes": limits.flash,
-        **_shortfall(plan.arena.smallest_bytes, code.total_bytes + grown, limits),
+        **answer(plan.arena.smallest_bytes, code.total_bytes + grown, limits.ram, limits.flash),
     }
-    if limits.ram is not None or limits.flash is not None:
-        totals["fits"] = not (totals["ram_short_bytes"] or totals["flash_short_bytes"])
     result = Plan(
         source=graph.source,
         inputs=tuple(
@@ -230,11 +227,17 @@ def _maker(buffer: HeadBuffer, makers: dict[tuple[int, int], str], names: Sequen
     return makers.get((buffer.subgraph, buffer.tensor))
 
 
-def _shortfall(ram: int, code: int, limits: Limits) -> dict[str, int | None]:
-    return {
-        "ram_short_bytes": None if limits.ram is None else max(ram - limits.ram, 0),
-        "flash_short_bytes": None if limits.flash is None else max(code - limits.flash, 0),
-    }
+def answer(ram: int, flash: int, ram_limit: int | None, flash_limit: int | None) -> dict[str, int | None]:
+    """Say whether RAM and flash suffice, and how much is missing; null without a limit. All in bytes.
+
+    >>> answer(300, 50, 256, None)
+    {'fits': False, 'ram_short_bytes': 44, 'flash_short_bytes': None}
+    """
+    short = [
+        None if limit is None else max(need - limit, 0) for need, limit in ((ram, ram_limit), (flash, flash_limit))
+    ]
+    known = [missing for missing in short if missing is not None]
+    return {"fits": not any(known) if known else None, "ram_short_bytes": short[0], "flash_short_bytes": short[1]}
 
 
 def _notes(plan: ArenaPlan, build: Build, host: Arena, device: Arena) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from memfit.files import check_target, write_bytes
 from memfit.memory.tflm.arena import arena
 from memfit.plan.arena import planned_file
 from memfit.plan.header import header
-from memfit.plan.network import HOST, NetworkPlan
+from memfit.plan.network import HOST, NetworkPlan, answer
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,15 @@ def check_outputs(outputs: Outputs, *, source: str | None) -> None:
             )
         check_target(path, force=outputs.force)
     if outputs.save is not None and outputs.emit is not None and Path(outputs.save) == Path(outputs.emit):
-        raise UsageError("one file is named twice", received=str(outputs.save), todo="give each its own name")
+        raise UsageError(
+            "one file is named twice", where="--emit", received=str(outputs.save), todo="give each its own name"
+        )
     if outputs.verify:
         if outputs.inputs < 1:
-            raise UsageError("nothing is verified without inputs", received=str(outputs.inputs), todo="give 1 or more")
+            raise UsageError(
+                "nothing is verified without inputs", where="--verify-inputs", received=str(outputs.inputs),
+                todo="give 1 or more",
+            )  # fmt: skip
         if find_spec("tflite_micro") is None:
             raise MissingExtra(
                 "--verify runs TensorFlow Lite Micro's own runtime, which is not installed",
@@ -125,7 +130,7 @@ def _verified(found: NetworkPlan, written: bytes, outputs: Outputs, progress: Ca
     totals = dict(result.totals)
     if plan.arena.build.name == HOST:
         totals["ram_bytes"], totals["runtime_ram_bytes"] = said["arena_bytes"], said["runtime_arena_bytes"]
-        if totals["ram_limit_bytes"] is not None:
-            totals["ram_short_bytes"] = max(said["arena_bytes"] - totals["ram_limit_bytes"], 0)
-            totals["fits"] = not (totals["ram_short_bytes"] or totals["flash_short_bytes"])
+        totals |= answer(
+            totals["ram_bytes"], totals["flash_bytes"], totals["ram_limit_bytes"], totals["flash_limit_bytes"]
+        )
     return replace(result, totals=totals, verification=said)
