@@ -26,6 +26,8 @@ class SegmentLayout:
     segment: Segment
     first_step: int
     end_step: int
+    streamed: bool
+    """True if it works row by row, one row a step; False for one operation that runs plainly, in one step."""
     lines: tuple[LineBuffer, ...]
     """Ring buffers, the fed input's among them."""
     sums: int | None
@@ -69,6 +71,24 @@ def value_name(value: int) -> str:
     'value 17'
     """
     return f"value {value}"
+
+
+def sums_name(number: int) -> str:
+    """Name the sums of an image, of segment `number`.
+
+    >>> sums_name(3)
+    'sums 3'
+    """
+    return f"sums {number}"
+
+
+def scratch_name(number: int) -> str:
+    """Name the scratch of an operation in place: one channel of a depthwise convolution.
+
+    >>> scratch_name(3)
+    'channel 3'
+    """
+    return f"channel {number}"
 
 
 @dataclass
@@ -154,7 +174,7 @@ class _Timeline:
         last = ops[-1]
         if last.sums and streamed:
             size = self.values[last.output].channels * SUM_BYTES
-            self.buffers.append(Buffer(f"sums {number}", size, [(first, self.step)]))
+            self.buffers.append(Buffer(sums_name(number), size, [(first, self.step)]))
         for i in outputs:
             height = self.values[i].height
             by_row = segment.overlaps and len(births[i]) == height
@@ -168,10 +188,10 @@ class _Timeline:
             x, y = ops[0].inputs[0], ops[0].output
             self.aliases.append(Alias(value_name(y), value_name(x)))
             scratch = segments.scratch(ops[0])
-            self.buffers.append(Buffer(f"channel {number}", scratch, [(first, self.step)]))
+            self.buffers.append(Buffer(scratch_name(number), scratch, [(first, self.step)]))
         self.layouts.append(
             SegmentLayout(
-                segment, first, self.step, tuple(lines), last.output if last.sums and streamed else None,
+                segment, first, self.step, streamed, tuple(lines), last.output if last.sums and streamed else None,
                 {i: spans[i] for i in made}, segments.made_rows(segment.end, made),
             )
         )  # fmt: skip

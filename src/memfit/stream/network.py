@@ -55,6 +55,8 @@ class Value:
     """Operators, in order."""
     leaves: bool
     """True for an output of the network."""
+    planar: bool = False
+    """True for an input whose channels stand first: where it is whole, the bytes of a row do not lie together."""
 
     @property
     def pixel_bytes(self) -> int:
@@ -154,16 +156,19 @@ def records(model: TfliteModel, *, last: bool = True, estimated: bool = False) -
     turned = {
         operator.inputs[0]
         for operator in main.operators
-        if operator.name == "TRANSPOSE" and _order(model, operator) == (0, 2, 3, 1)
+        if operator.name == "TRANSPOSE"
+        and operator.inputs[0] in main.inputs
+        and len(read[operator.inputs[0]]) == 1
+        and _order(model, operator) == (0, 2, 3, 1)
     }
     values = {}
     for i in sorted({*made, *main.inputs}):
         tensor = main.tensors[i]
-        height, width, channels = _area(tensor, last=last and not (i in turned and len(read[i]) == 1))
+        height, width, channels = _area(tensor, last=last and i not in turned)
         itemsize = max(-(-8 * tensor.nbytes // max(tensor.elements, 1)) + 7, 8) // 8
         values[i] = Value(
             i, tensor.name, height, width, channels, itemsize, made.get(i, INPUT), tuple(read.get(i, ())),
-            i in main.outputs,
+            i in main.outputs, i in turned,
         )  # fmt: skip
     for i in main.inputs:
         shape = main.tensors[i].shape
@@ -367,6 +372,8 @@ def _sum(site: _Site) -> Parts:
     x, y = site.inputs[0], site.output
     if x.height * x.width == 1 or y.height * y.width != 1 or y.channels != x.channels:
         raise _Refusal("it does not take the mean of a whole image")
+    if site.captured is None and site.model.main.tensors[x.index].type not in ("INT8", "INT16"):
+        raise _Refusal("sums of floats depend on their order")
     return (whole(x.height, 1),), (whole(x.width, 1),)
 
 
@@ -403,6 +410,8 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
         reason = "it has several outputs"
     elif finder is None:
         reason = "it has no rule for rows"
+    elif any(len(shape := model.main.tensors[i].shape) == 4 and shape[0] != 1 for i in (*read, *made)):
+        reason = "it works on several images"
     elif values[output].height * values[output].width == 1 and operator.name not in _SUMS:
         reason = "its output is one pixel"
     elif any(model.main.tensors[i].is_variable for i in (*operator.inputs, *operator.outputs) if i >= 0):

@@ -354,6 +354,8 @@ class Segments:
         dying = [i for i in inputs if i in held and self.last[i] < end]
         if not (self.overlap and len(own) == 1 and dying and made is not None and outputs == [last.output]):
             return most, False
+        if any(self.values[i].planar for i in dying):
+            return most, False
         output = self.values[last.output]
         during = np.arange(1, output.height + 1) * output.row_bytes
         stays = waiting
