@@ -11,8 +11,8 @@ class MemfitError(Exception):
 
     Args:
         what: what failed, one sentence without a full stop.
-        where: file, operation or module path; None where the sentence already says it.
-        received: what memfit was given.
+        where: file, operation, module path or option.
+        received: what memfit was given or found.
         todo: what the reader can do about it.
     """
 
@@ -30,6 +30,16 @@ class MemfitError(Exception):
         if todo:
             lines.append(f"  to do:    {todo}")
         super().__init__("\n".join(lines))
+
+
+def said(error: BaseException) -> str:
+    """Name an exception and give the first line of what it says.
+
+    >>> said(ValueError("too narrow\\nsee the manual"))
+    'ValueError: too narrow'
+    """
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 class UsageError(MemfitError):

@@ -20,7 +20,7 @@ def check_target(path: str | Path, *, force: bool) -> None:
     path = Path(path)
     folder = path.resolve().parent
     if path.is_dir():
-        raise OutputError("this is a folder", received=str(path), todo="name a file in it")
+        raise OutputError("this is a folder", where="an output file", received=str(path), todo="name a file in it")
     if not folder.is_dir():
         raise OutputError(
             "the folder of an output file does not exist", where=str(folder), received=str(path), todo="make it first"

@@ -58,6 +58,7 @@ def parse_bytes(text: str) -> int:
     if match is None or factor is None:
         raise UsageError(
             "this is not a size in bytes",
+            where="a size",
             received=repr(text),
             todo="write a number and a unit, such as 256KiB, 1.5MiB, 24GiB or 65536",
         )

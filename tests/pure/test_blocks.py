@@ -119,7 +119,9 @@ def test_a_pattern_overrides() -> None:
     assert names(graph, r"layer1\.\d") == ["conv1", "layer1.0", "layer1.1", "layer2", "(root)", "fc"]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("nothing", "matches no module"), ("(", "not a regular expression")])
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("nothing", "no module has a path like this"), ("(", "not a regular expression")]
+)
 def test_a_pattern_that_cannot_be(pattern: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         names(resnet(), pattern)

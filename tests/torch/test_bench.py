@@ -584,7 +584,7 @@ def test_outputs_that_are_no_numbers_are_remarked_on() -> None:
         ({"source": "x.pt2"}, "can run", "x.pt2", "exported program", "torchvision:"),
         ({"source": "torchvision:resnet5"}, "no model of that name", "torchvision:resnet5", "resnet5", "resnet50"),
         ({"source": "nothing"}, "not a model source", "SOURCE", "'nothing'", "torchvision:NAME"),
-        ({"weights": "w.pt"}, "already built", None, "w.pt", "yourself"),
+        ({"weights": "w.pt"}, "already built", "weights", "w.pt", "yourself"),
     ],
 )
 def test_bad_input_has_one_clear_error(given, what, where, received, todo) -> None:

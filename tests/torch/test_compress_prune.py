@@ -426,9 +426,9 @@ def test_the_users_own_code_that_raises() -> None:
     def broken(module: nn.Module) -> float:
         raise KeyError("no such split")
 
-    with pytest.raises(SourceError, match="the metric broken failed: KeyError"):
+    with pytest.raises(SourceError, match=r"(?s)the metric broken failed.*broken.*KeyError: 'no such split'"):
         pruned(budget=24_576, metric=broken)
-    with pytest.raises(SourceError, match="fine-tuning failed: KeyError"):
+    with pytest.raises(SourceError, match=r"(?s)fine-tuning failed.*broken.*KeyError"):
         pruned(budget=24_576, fine_tune=broken)
     with pytest.raises(SourceError, match="does not give a number"):
         pruned(budget=24_576, metric=lambda _: "good")

@@ -373,7 +373,7 @@ def test_what_does_not_fit_is_refused() -> None:
     runner = Runner(graph, model)
     with pytest.raises(CaptureError, match="one tensor per input") as error:
         runner.run([])
-    assert error.value.received == "0 for 1"
+    assert error.value.received == "0 for 1 inputs"
     with pytest.raises(CaptureError, match="an input does not fit the graph") as error:
         runner.run([torch.ones(2, 4)])
     assert (error.value.where, error.value.received) == ("input", "2x4 float32")

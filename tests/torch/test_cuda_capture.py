@@ -1049,7 +1049,7 @@ def test_train_only_by_kind() -> None:
     assert trained("bias") == {f"blocks.{i}.{j}.bias" for i in range(3) for j in range(2)}
     assert trained("norm") == {f"blocks.{i}.1.{kind}" for i in range(3) for kind in ("weight", "bias")}
     assert trained(r"\.0\.weight") == {f"blocks.{i}.0.weight" for i in range(3)}
-    with pytest.raises(UsageError, match="chooses no trainable parameter"):
+    with pytest.raises(UsageError, match="no trainable parameter is chosen"):
         trained(r"head\.bias")
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["head.bias"]
 

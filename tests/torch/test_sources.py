@@ -314,13 +314,19 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "timm" else find(name, *a))
     with pytest.raises(MissingExtra) as caught:
         load("timm:resnet18")
-    check(caught.value, what="needs timm", where="timm", todo="pip install 'memfit[zoo]'")
+    check(caught.value, what="needs timm", where="SOURCE", received="timm", todo="pip install 'memfit[zoo]'")
 
 
 def test_a_constructor_that_raises() -> None:
     with pytest.raises(SourceError) as caught:
         load("torchvision:resnet18", args={"colour": "red"})
-    check(caught.value, what="unexpected keyword argument 'colour'", where="torchvision:resnet18", todo="--arg")
+    check(
+        caught.value,
+        what="the constructor failed",
+        where="torchvision:resnet18",
+        received="unexpected keyword argument 'colour'",
+        todo="--arg",
+    )
 
 
 def test_a_wrong_dtype() -> None:
@@ -347,22 +353,37 @@ def test_a_bad_configuration(tmp_path: Path, text: str, what: str, received: str
 
 
 FAULTS = [
-    ("def build(:\n    pass\n", "SyntaxError", "net.py:1"),
-    ("x = 1\nimport no_such_module_here\n", "no_such_module_here", "net.py:2: import no_such_module_here"),
-    ("def build():\n    raise ValueError('too narrow')\n", "ValueError: too narrow", "net.py:2: raise ValueError"),
-    ("import torch\ndef build():\n    return torch.nn.Linear(-1, 2, 3, 4, 5, 6)\n", "TypeError", "net.py:3: return"),
-    ("def build():\n    return 3\n", "does not return a module", "net.py"),
-    ("def make():\n    return 3\n", "no such name", "net.py"),
-    ("build = 3\n", "neither a module", "net.py"),
+    ("def build(:\n    pass\n", "imported", "SyntaxError", "net.py:1"),
+    (
+        "x = 1\nimport no_such_module_here\n",
+        "imported",
+        "no_such_module_here",
+        "net.py:2: import no_such_module_here",
+    ),
+    (
+        "def build():\n    raise ValueError('too narrow')\n",
+        "built the model",
+        "ValueError: too narrow",
+        "net.py:2: raise ValueError",
+    ),
+    (
+        "import torch\ndef build():\n    return torch.nn.Linear(-1, 2, 3, 4, 5, 6)\n",
+        "built the model",
+        "TypeError",
+        "net.py:3: return",
+    ),
+    ("def build():\n    return 3\n", "does not return a module", "int", "net.py"),
+    ("def make():\n    return 3\n", "no such name", "build", "net.py"),
+    ("build = 3\n", "neither a module", "int", "net.py"),
 ]
 
 
-@pytest.mark.parametrize(("text", "what", "where"), FAULTS)
-def test_a_file_at_fault_names_its_line(tmp_path: Path, text: str, what: str, where: str) -> None:
+@pytest.mark.parametrize(("text", "what", "received", "where"), FAULTS)
+def test_a_file_at_fault_names_its_line(tmp_path: Path, text: str, what: str, received: str, where: str) -> None:
     file = write(tmp_path, "net.py", text)
     with pytest.raises(SourceError) as caught:
         load(f"{file}:build")
-    check(caught.value, what=what, where=where)
+    check(caught.value, what=what, received=received, where=where, todo=" ")
     assert str(tmp_path) not in sys.path
 
 

@@ -515,7 +515,7 @@ BAD: dict[str, tuple[str, list[str], list[str]]] = {
     "checkpoint expression": (
         "make", ["--batch", "2", "--checkpoint", "("], ["--checkpoint", "regular expression", "'('"],
     ),
-    "checkpoint without a match": ("make", ["--batch", "2", "--checkpoint", "zzz"], ["chooses no module", "stem"]),
+    "checkpoint without a match": ("make", ["--batch", "2", "--checkpoint", "zzz"], ["no module has a path", "stem"]),
     "train-only expression": ("make", ["--batch", "2", "--train-only", "("], ["--train-only", "regular expression"]),
     "train-only without a match": (
         "make", ["--batch", "2", "--train-only", "zzz"], ["no trainable parameter", "stem.weight"],

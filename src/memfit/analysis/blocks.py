@@ -70,7 +70,8 @@ def _by_pattern(graph: Graph, pattern: str) -> list[str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"--blocks is not a regular expression: {error}",
+            f"this is not a regular expression: {error}",
+            where="--blocks",
             received=repr(pattern),
             todo=r"match whole module paths, such as 'features\.\d+'",
         ) from None
@@ -78,7 +79,8 @@ def _by_pattern(graph: Graph, pattern: str) -> list[str]:
     if not any(matches):
         some = ", ".join(scope.path for scope in graph.scopes[1:6])
         raise UsageError(
-            "--blocks matches no module",
+            "no module has a path like this",
+            where="--blocks",
             received=repr(pattern),
             todo=f"match whole module paths, such as {some}" if some else "the network has no modules inside",
         )

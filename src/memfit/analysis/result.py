@@ -102,6 +102,7 @@ class Result:
             raise MissingExtra(
                 "pandas is not installed",
                 where=f"{type(self).__name__}.to_pandas",
+                received="no package pandas",
                 todo="pip install 'memfit[notebook]'",
             ) from None
         frame = pandas.DataFrame.from_records(list(self.rows))

@@ -207,7 +207,8 @@ def checkpoint_paths(model: nn.Module, chosen: str | Sequence[str]) -> tuple[str
         pattern = re.compile(chosen)
     except re.error as error:
         raise UsageError(
-            f"--checkpoint is not a regular expression: {error}",
+            f"this is not a regular expression: {error}",
+            where="--checkpoint",
             received=repr(chosen),
             todo="use none, auto, or a regular expression that module paths contain",
         ) from None
@@ -218,7 +219,8 @@ def checkpoint_paths(model: nn.Module, chosen: str | Sequence[str]) -> tuple[str
             paths.append(path)
     if not paths:
         raise UsageError(
-            "--checkpoint chooses no module",
+            "no module has a path like this",
+            where="--checkpoint",
             received=repr(chosen),
             todo=f"give a regular expression that module paths contain, such as {', '.join(every[:3])}",
         )
@@ -239,17 +241,21 @@ def _held(module: Any, args: Mapping[str, Any] | None, dtype: str | None) -> Loa
     if not isinstance(module, nn.Module):
         raise UsageError(
             "this is neither a model nor a source",
+            where="source",
             received=f"a {type(module).__name__}",
             todo="pass an nn.Module, a graph, or text such as torchvision:resnet50",
         )
     if args:
         raise UsageError(
             "args go to a constructor, and this model is already built",
+            where="args",
             received=", ".join(args),
             todo="pass them where you build the model",
         )
     if dtype not in (None, "fp32", "fp16", "bf16", "float32", "float16", "bfloat16"):
-        raise UsageError("a model cannot have this dtype", received=repr(dtype), todo="use fp32, fp16 or bf16")
+        raise UsageError(
+            "a model cannot have this dtype", where="--dtype", received=repr(dtype), todo="use fp32, fp16 or bf16"
+        )
     return LoadedSource(type(module).__name__, model=module)
 
 
@@ -277,6 +283,7 @@ def _example(loaded: LoadedSource, inputs: Any, *, batch: int | None, training: 
     if batch is not None:
         raise UsageError(
             "batch replaces a shape's first dimension, and these inputs are tensors",
+            where="batch",
             received=f"batch={batch}",
             todo="pass shapes as text, or tensors of that batch",
         )

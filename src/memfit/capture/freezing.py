@@ -43,7 +43,8 @@ def _chosen(model: nn.Module, train_only: str) -> set[int]:
             pattern = re.compile(train_only)
         except re.error as error:
             raise UsageError(
-                f"--train-only is not a regular expression: {error}",
+                f"this is not a regular expression: {error}",
+                where="--train-only",
                 received=repr(train_only),
                 todo="use bias, norm, or a regular expression that parameter names contain",
             ) from None
@@ -51,7 +52,8 @@ def _chosen(model: nn.Module, train_only: str) -> set[int]:
     if not chosen & {id(p) for _, p in named}:
         names = ", ".join(name for name, _ in named[:3]) or "none"
         raise UsageError(
-            "--train-only chooses no trainable parameter",
+            "no trainable parameter is chosen",
+            where="--train-only",
             received=repr(train_only),
             todo=f"use bias, norm, or a regular expression that names contain; the first names are {names}",
         )

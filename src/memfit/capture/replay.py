@@ -40,7 +40,12 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
         CaptureError: an input or a parameter does not fit the graph.
     """
     if len(inputs) != len(graph.inputs):
-        raise CaptureError("replay needs one tensor per input", received=f"{len(inputs)} for {len(graph.inputs)}")
+        raise CaptureError(
+            "replay needs one tensor per input",
+            where=graph.source,
+            received=f"{len(inputs)} for {len(graph.inputs)} inputs",
+            todo="pass them in the order of graph.inputs",
+        )
     values: dict[_Geometry, Tensor] = {}
     for tid, tensor in zip(graph.inputs, inputs, strict=True):
         values[_geometry(graph.tensors[tid])] = _checked(graph.tensors[tid], tensor)
@@ -54,7 +59,12 @@ def replay(graph: Graph, state: nn.Module | Mapping[str, Tensor], inputs: Sequen
             values[_geometry(value)] = constant_of(graph, value)
         elif value.name is not None:
             if value.name not in named:
-                raise CaptureError("the state lacks a tensor of the graph", where=value.name)
+                raise CaptureError(
+                    "the state lacks a tensor of the graph",
+                    where=value.name,
+                    received=f"{len(named)} tensors of other names",
+                    todo="pass the module that was captured",
+                )
             tensor = _checked(value, named[value.name].detach())
             values[_geometry(value)] = tensor.clone() if value.storage in written else tensor
     last_use = _last_uses(graph)
@@ -106,7 +116,12 @@ def _lookup(value: Value, values: dict[_Geometry, Tensor]) -> Tensor:
     for geometry, tensor in values.items():
         if geometry[0] == value.storage and geometry[4] == value.dtype:
             return tensor.as_strided(value.shape, value.strides, value.offset)
-    raise GraphError("a value is read that no operation has made", where=f"tensor {value.id}")
+    raise GraphError(
+        "a value is read that no operation has made",
+        where=f"tensor {value.id}",
+        received=f"{format_shape(value.shape)} {value.dtype}",
+        todo="capture the model again",
+    )
 
 
 def _decode(value: Any, graph: Graph, values: dict[_Geometry, Tensor]) -> Any:

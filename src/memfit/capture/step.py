@@ -90,6 +90,7 @@ def run(tracer: Tracer, model: nn.Module, args: Sequence[Any], kwargs: Mapping[s
             raise CaptureError(
                 "the loss does not depend on any trainable parameter, so there is no backward pass",
                 where=type(model).__name__,
+                received="a loss without a gradient",
                 todo="profile inference, or unfreeze parameters",
             )
         tracer.phase = Phase.BACKWARD
@@ -110,6 +111,8 @@ def default_loss(outputs: Any) -> Tensor:
     if not tensors:
         raise CaptureError(
             "the model's outputs hold no tensor with a gradient, so there is nothing to train on",
+            where="the loss",
+            received="outputs without a floating tensor that depends on a parameter",
             todo="pass a loss function of the outputs",
         )
     if len(tensors) == 1 and tensors[0].dim() == 2:
@@ -167,6 +170,7 @@ def _made(tracer: Tracer, make: Callable[[Any], Any], parameters: list[Any]) -> 
         raise CaptureError(
             "the model has no trainable parameter, so there is nothing to train",
             where=type(tracer.modules[0][1]).__name__,
+            received="parameters that are all frozen, or none",
             todo="profile inference, or unfreeze parameters",
         )
     with tracer.unrecorded() as other:

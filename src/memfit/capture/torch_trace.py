@@ -25,7 +25,7 @@ from memfit.capture.shim import operators_present
 from memfit.capture.step import Carried, Step, run
 from memfit.capture.tracer import Tracer
 from memfit.capture.worst_case import guarded_reads
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError, MemfitError, said
 from memfit.graph.model import BEFORE, Graph, Op, Scope, Storage, StorageKind
 from memfit.graph.optable import describe
 from memfit.graph.verify import verify
@@ -108,16 +108,15 @@ def _run(tracer: Tracer, model: nn.Module, args: Sequence[Any], kwargs: dict[str
 
 def _refusal(tracer: Tracer, model: nn.Module, error: Exception) -> CaptureError:
     """Say which module refused, and what it got."""
-    received = None
+    received = "an error outside of any operation"
     where = type(model).__name__
     if tracer.failure is not None:
         target, scope, shapes = tracer.failure
         path, module = tracer.modules[scope]
         where = f"{path or '(root)'} ({type(module).__name__})"
         received = f"{' and '.join(format_shape(s) for s in shapes) or 'no tensors'}, in {target}"
-    message = str(error).strip().splitlines() or [type(error).__name__]
     return CaptureError(
-        f"the model failed on this input: {type(error).__name__}: {message[0]}",
+        f"the model failed on this input: {said(error)}",
         where=where,
         received=received,
         todo="check the input's shape and dtype (--input 1x3x224x224, or 1x128:int64 for token ids)",

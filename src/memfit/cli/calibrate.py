@@ -67,6 +67,7 @@ def command(
         raise MissingExtra(
             "calibrating runs the model, which needs torch, and torch is not installed",
             where="memfit calibrate",
+            received="no package torch",
             todo="pip install 'memfit[compress]'",
         )
     if save is not None:

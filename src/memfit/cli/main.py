@@ -56,7 +56,10 @@ class _Commands(click.Group):
             near = difflib.get_close_matches(name, COMMANDS, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UsageError(
-                "there is no such command", received=name, todo=f"{hint}the commands are {', '.join(COMMANDS)}"
+                "there is no such command",
+                where="memfit",
+                received=name,
+                todo=f"{hint}the commands are {', '.join(COMMANDS)}",
             )
         return super().resolve_command(ctx, args)
 

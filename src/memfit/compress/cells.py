@@ -96,6 +96,7 @@ class Windows:
             "a value is read that no operation has made, or not with the strides that were captured",
             where=f"tensor {tid}",
             received=f"{format_shape(wanted.shape)} {wanted.dtype}",
+            todo="capture the model again",
         )
 
     def fitted(self, tid: int, tensor: Tensor, *, what: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.errors import CaptureError, MissingExtra, SourceError, UsageError
+from memfit.errors import CaptureError, MissingExtra, SourceError, UsageError, said
 
 IMPORTANCE = ("magnitude", "taylor", "bn-scale")
 """How channels can be rated."""
@@ -55,15 +56,14 @@ class Surgery:
         for parameter in model.parameters():  # the dependencies are read from autograd's graph
             parameter.requires_grad_(parameter.is_floating_point())
         try:
-            with quiet(), torch.enable_grad():
+            with quiet(), one_thread(), torch.enable_grad():
                 self._graph = pruning.DependencyGraph().build_dependency(
                     model, example_inputs=args, forward_fn=lambda net, _: net(*args, **kwargs), verbose=False
                 )
                 found = list(self._graph.get_all_groups())
         except Exception as error:
             raise CaptureError(
-                "Torch-Pruning cannot trace this model, so its channels cannot be pruned: "
-                f"{type(error).__name__}: {_first_line(error)}",
+                f"Torch-Pruning cannot trace this model, so its channels cannot be pruned: {said(error)}",
                 where=name,
                 received=type(model).__name__,
                 todo="prune a part of the model that plain convolutions and linear layers make up, "
@@ -97,7 +97,7 @@ class Surgery:
                 self._graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
         except Exception as error:
             raise CaptureError(
-                f"Torch-Pruning cannot take channels out of this layer: {type(error).__name__}: {_first_line(error)}",
+                f"Torch-Pruning cannot take channels out of this layer: {said(error)}",
                 where=f"{self.name}: {group}",
                 received=f"{len(channels)} channels",
                 todo="see --debug for the whole traceback",
@@ -172,13 +172,40 @@ def torch_pruning() -> Any:
         MissingExtra: it is not installed.
     """
     try:
-        with quiet():
+        with quiet(), _without_timm():
             import torch_pruning as found
     except ImportError:
         raise MissingExtra(
-            "pruning needs Torch-Pruning, which is not installed", todo="pip install 'memfit[compress]'"
+            "pruning needs Torch-Pruning, which is not installed",
+            where="memfit prune",
+            received="no package torch_pruning",
+            todo="pip install 'memfit[compress]'",
         ) from None
     return found
+
+
+@contextmanager
+def _without_timm() -> Iterator[None]:
+    """Let Torch-Pruning not find timm: it imports it, and with it PyTorch's compiler, for its own counts of MACs."""
+    if "timm" in sys.modules or "torch_pruning" in sys.modules:
+        yield
+        return
+    sys.modules["timm"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["timm"]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread: a call with one sample is over before several have found each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -199,12 +226,8 @@ def copy_of(model: nn.Module, name: str) -> nn.Module:
         return deepcopy(model)
     except Exception as error:
         raise SourceError(
-            f"this module cannot be copied, and pruning works on a copy: {_first_line(error)}",
+            f"this module cannot be copied, and pruning works on a copy: {said(error)}",
             where=name,
             received=type(model).__name__,
             todo="keep what cannot be copied, such as open files and hooks, out of the module",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]

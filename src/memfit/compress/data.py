@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfit.errors import MissingExtra, SourceError, UsageError
+from memfit.errors import MissingExtra, SourceError, UsageError, said
 from memfit.units import format_shape
 
 if TYPE_CHECKING:
@@ -366,8 +366,9 @@ def _own(name: str, call: Callable[[], Any], wanted: Sequence[Wanted] | None) ->
                 return
             except Exception as error:
                 raise SourceError(
-                    f"the data failed: {type(error).__name__}: {str(error).strip() or 'no message'}",
+                    "the data failed",
                     where=f"{name}, batch {number}",
+                    received=said(error),
                     todo="go through it by itself, or with --debug for the whole traceback",
                 ) from error
             yield _read_batch(batch, wanted, f"{name}, batch {number}")
@@ -470,9 +471,9 @@ def _arrays(path: Path, wanted: Sequence[Wanted] | None, samples: int | None, ba
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise SourceError(
-            f"this file cannot be read: {error}",
+            "this file of arrays cannot be read",
             where=str(path),
-            received="a .npz",
+            received=said(error),
             todo="write it with numpy.savez(file, x=…, y=…)",
         ) from None
     labels = next((arrays.pop(key) for key in LABELS if key in arrays), None)
@@ -593,7 +594,7 @@ def _image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise SourceError(
             "this image cannot be read",
             where=str(path),
-            received=" ".join(str(error).split())[:200] or type(error).__name__,
+            received=said(error),
             todo="take it out of the folder, or save it again",
         ) from None
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import CaptureError
+from memfit.errors import CaptureError, said
 from memfit.files import write_bytes
 
 
@@ -37,8 +37,7 @@ def save_program(
             torch.export.save(torch.export.export(module.eval(), args, kwargs), buffer)
     except Exception as error:
         raise CaptureError(
-            f"torch.export cannot export this model: {type(error).__name__}: "
-            f"{(str(error).strip().splitlines() or ['no message'])[0][:200]}",
+            f"torch.export cannot export this model: {said(error)}",
             where=str(path),
             received=type(module).__name__,
             todo="leave out --save and use memfit.prune from Python, whose result has the pruned module",

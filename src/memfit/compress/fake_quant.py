@@ -61,7 +61,12 @@ def of_range(
     check_bits(bits)
     laid = [grid(a, b, bits, symmetric=symmetric) for a, b in zip(low, high, strict=True)]  # type: ignore[arg-type]
     if not laid:
-        raise UsageError("there are no channels to lay grids over", received="no ranges")
+        raise UsageError(
+            "there are no channels to lay grids over",
+            where="low",
+            received="no ranges",
+            todo="give one range for each channel",
+        )
     scale = torch.tensor([entry.scale for entry in laid], dtype=torch.float32)
     zero_point = torch.tensor([float(entry.zero_point) for entry in laid], dtype=torch.float32)
     return Grids(scale, zero_point, laid[0].least, laid[0].most, axis)

@@ -19,7 +19,7 @@ from memfit.capture.replay import named_tensors
 from memfit.capture.torch_trace import capture_module
 from memfit.compress.data import Batch, Wanted, hash_model
 from memfit.compress.runner import Runner
-from memfit.errors import CaptureError, MemfitError, UsageError
+from memfit.errors import CaptureError, MemfitError, UsageError, said
 from memfit.graph.model import Graph
 from memfit.graph.optable import Role, role
 from memfit.measure.subject import Placing, Subject, subject
@@ -129,7 +129,7 @@ class Network:
             raise
         except Exception as error:
             raise CaptureError(
-                f"the model failed on this batch: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+                f"the model failed on this batch: {said(error)}",
                 where=self.what.name,
                 received=", ".join(format_shape(tuple(t.shape)) for t in inputs),
                 todo="check the data",

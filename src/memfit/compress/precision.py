@@ -157,7 +157,10 @@ def exact(
         from ortools.sat.python import cp_model
     except ImportError:
         raise MissingExtra(
-            "choosing bits needs OR-tools, which is not installed", todo="pip install 'memfit[compress]'"
+            "choosing bits needs OR-tools, which is not installed",
+            where="memfit quantize",
+            received="no package ortools",
+            todo="pip install 'memfit[compress]'",
         ) from None
     start = greedy(programme).bits if near is None else near[0]
     programme = programme.reachable()

@@ -96,6 +96,7 @@ class Settings:
         if all(limit is None for limit in (*self.limits, self.latency_ms)):
             raise UsageError(
                 "there is nothing to prune for",
+                where="memfit prune",
                 received="no limit",
                 todo="give --budget, --max-flash, --max-macs or --max-latency",
             )
@@ -251,6 +252,7 @@ class _Work:
             aim = aim._replace(macs=self._macs_for(found.macs, share, pools, evaluate, (took, latency_ms)))
         raise UsageError(
             "pruning does not reach these limits together",
+            where="--budget, --max-flash, --max-macs, --max-latency",
             received=self._taken(found) + ("" if latency_ms is None else f", {took:.2f} ms"),
             todo="give one of the limits more room, or fewer --min-channels",
         )
@@ -351,6 +353,7 @@ class _Work:
         if {name: p.shape for name, p in tuned.named_parameters()} != shapes:
             raise SourceError(
                 "fine-tuning gave back another network than it was given",
+                where="--fine-tune",
                 received=type(found).__name__,
                 todo="train the module that is given, and return nothing or that module",
             )

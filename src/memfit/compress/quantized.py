@@ -23,7 +23,7 @@ from memfit.compress.data import hash_model
 from memfit.compress.fake_quant import Grids, fake_quantize
 from memfit.compress.recipe import Recipe
 from memfit.compress.runner import Runner
-from memfit.errors import SourceError, UsageError
+from memfit.errors import SourceError, UsageError, said
 from memfit.graph.model import Graph
 
 
@@ -161,7 +161,8 @@ def _copy(model: nn.Module) -> nn.Module:
         return deepcopy(model)
     except Exception as error:
         raise SourceError(
-            f"this module cannot be copied, and quantization must not change it: {error}",
+            f"this module cannot be copied, and quantization must not change it: {said(error)}",
+            where="source",
             received=type(model).__name__,
             todo="pass a module that copy.deepcopy copies",
         ) from error
@@ -189,7 +190,12 @@ def decode(entry: Mapping[str, Any]) -> Tensor:
         dtype: torch.dtype = getattr(torch, entry["dtype"])
         return torch.from_numpy(raw.copy()).view(dtype).reshape(tuple(entry["shape"]))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
-        raise SourceError("a tensor of the recipe cannot be read", where="--recipe", received=str(error)) from None
+        raise SourceError(
+            "a tensor of the recipe cannot be read",
+            where="--recipe",
+            received=said(error),
+            todo="make the recipe again with memfit quantize --save",
+        ) from None
 
 
 def grid_of(recipe: Recipe) -> Rounding:

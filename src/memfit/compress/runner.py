@@ -116,6 +116,7 @@ class Runner:
         if graph.training:
             raise UsageError(
                 "this graph is of a training step, and layers are compressed in inference",
+                where="graph",
                 received=graph.source,
                 todo="capture it without training",
             )
@@ -274,7 +275,12 @@ class Runner:
                 tensor = constant_of(graph, value)
             elif value.name is not None:
                 if value.name not in named:
-                    raise CaptureError("the state lacks a tensor of the graph", where=value.name)
+                    raise CaptureError(
+                        "the state lacks a tensor of the graph",
+                        where=value.name,
+                        received=f"{len(named)} tensors of other names",
+                        todo="pass the module that was captured",
+                    )
                 tensor = self._windows.fitted(value.id, named[value.name], what="a tensor of the model")
             else:
                 continue
@@ -318,7 +324,12 @@ class Runner:
 
     def _begin(self, inputs: Sequence[Tensor]) -> State:
         if len(inputs) != len(self.graph.inputs):
-            raise CaptureError("one tensor per input is needed", received=f"{len(inputs)} for {len(self.graph.inputs)}")
+            raise CaptureError(
+                "one tensor per input is needed",
+                where=self.graph.source,
+                received=f"{len(inputs)} for {len(self.graph.inputs)} inputs",
+                todo="pass them in the order of graph.inputs",
+            )
         state = dict(self._static)
         for tid, tensor in zip(self.graph.inputs, inputs, strict=True):
             cell = state.setdefault(self._windows.storage[tid], Cell(frozen=True))
@@ -516,7 +527,9 @@ class _Run:
         overlay: State = {}
         for name, tensor in replaced.items():
             if name not in runner._named:
-                raise CaptureError("there is no such parameter", received=repr(name), todo="see Runner.parameters")
+                raise CaptureError(
+                    "there is no such parameter", where="weights", received=repr(name), todo="see Runner.parameters"
+                )
             tid = runner._named[name]
             storage = runner._windows.storage[tid]
             cell = overlay.get(storage)

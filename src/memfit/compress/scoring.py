@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from memfit.capture.recording import tensors_in
 from memfit.compress.data import Batch, Data
-from memfit.errors import MemfitError, SourceError, UsageError
+from memfit.errors import MemfitError, SourceError, UsageError, said
 from memfit.units import format_shape
 
 METRICS = ("accuracy", "loss", "sqnr")
@@ -86,7 +86,7 @@ class Scorer:
             raise
         except Exception as error:
             raise SourceError(
-                f"the model failed on the data: {type(error).__name__}: {str(error).strip()[:200] or 'no message'}",
+                f"the model failed on the data: {said(error)}",
                 where=self.data.name,
                 received=", ".join(format_shape(tuple(t.shape)) for t in batch.inputs),
                 todo="check the data, or give --input",
@@ -177,8 +177,9 @@ def called(function: Callable[[nn.Module], Any], module: nn.Module, what: str) -
         raise
     except Exception as error:
         raise SourceError(
-            f"{what} failed: {type(error).__name__}: {str(error).strip() or 'no message'}",
-            received=type(module).__name__,
+            f"{what} failed",
+            where=getattr(function, "__name__", type(function).__name__),
+            received=said(error),
             todo="run it by itself, or with --debug for the whole traceback",
         ) from error
 

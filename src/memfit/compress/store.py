@@ -66,7 +66,12 @@ class Store:
                     received=str(self.path),
                     todo="wait for it, or give another file",
                 ) from None
-            raise OutputError(f"the store cannot be written: {error}", where="--store", received=str(path)) from None
+            raise OutputError(
+                f"the store cannot be written: {error}",
+                where="--store",
+                received=str(path),
+                todo="check the disk, and that the file may be written",
+            ) from None
         except sqlite3.DatabaseError:
             self.close()
             raise self._no_store() from None

@@ -12,7 +12,7 @@ from memfit.analysis.layers import Layer
 from memfit.capture.recording import from_symbol, function_of, tensors_in
 from memfit.capture.replay import constant_of
 from memfit.compress.fake_quant import Grids, fake_quantize
-from memfit.errors import CaptureError
+from memfit.errors import CaptureError, said
 from memfit.graph.model import BEFORE, Graph, Op, Ref, StorageKind, Symbol
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Pass:
             result = function(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as error:
             raise CaptureError(
-                f"an operation cannot run with gradients: {str(error).splitlines()[0][:160]}",
+                f"an operation cannot run with gradients: {said(error)}",
                 where=graph.scopes[op.scope].path or op.target,
                 received=op.target,
                 todo="train without quantization, and quantize what comes out",

@@ -17,7 +17,7 @@ from memfit.analysis.layers import Layer
 from memfit.compress.fake_quant import Grids, fake_quantize, of_weight
 from memfit.compress.metrics import Score, Sums, compare
 from memfit.compress.runner import Hook, Runner, Weights
-from memfit.errors import MemfitError, SourceError
+from memfit.errors import MemfitError, SourceError, said
 from memfit.graph.model import Graph, Ref
 
 DIRECTIONS = ("quantize", "float")
@@ -175,8 +175,7 @@ class Batchwise:
             except MemfitError as error:
                 raise self._failed(name, error.what) from error
             except Exception as error:
-                reason = " ".join(str(error).split()) or "no message"
-                raise self._failed(name, f"{type(error).__name__}: {reason[:200]}") from error
+                raise self._failed(name, said(error)) from error
         return compare(reference, outputs, self.samples, value)
 
     def _failed(self, name: str, reason: str) -> SourceError:

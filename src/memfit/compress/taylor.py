@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memfit.compress.runner import Runner, _Run
 from memfit.compress.sweep import Quantization
-from memfit.errors import CaptureError
+from memfit.errors import CaptureError, said
 
 
 def estimated_noise(
@@ -76,8 +76,9 @@ def _gradients(
         torch.autograd.backward(outputs, directions)
     except RuntimeError as error:
         raise CaptureError(
-            f"this network cannot be followed backwards: {str(error).splitlines()[0][:200]}",
+            "this network cannot be followed backwards",
             where=runner.graph.source,
+            received=said(error),
             todo="use --method exact",
         ) from error
     return run.gradients

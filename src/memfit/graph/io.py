@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memfit.errors import GraphError, MemfitError, OutputError, SourceError
+from memfit.errors import GraphError, MemfitError, OutputError, SourceError, said
 from memfit.graph.model import Graph, Op, Phase, Ref, Scope, Storage, StorageKind, Symbol, Tensor
 from memfit.graph.verify import verify
 
@@ -60,6 +60,7 @@ def from_json(data: Any) -> Graph:
         if data["memfit_graph"] != FORMAT:
             raise GraphError(
                 "this graph file has another version",
+                where="memfit_graph",
                 received=f"version {data['memfit_graph']!r}",
                 todo=f"capture the model again with this memfit, which reads version {FORMAT}",
             )
@@ -99,7 +100,8 @@ def from_json(data: Any) -> Graph:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise GraphError(
             "this is not a graph that memfit wrote",
-            received=f"{type(error).__name__}: {error}",
+            where="the graph's JSON",
+            received=said(error),
             todo="save the graph again with --save-graph",
         ) from error
     verify(graph)
@@ -114,14 +116,21 @@ def save(graph: Graph, path: str | Path, *, force: bool = False) -> None:
     """
     path = Path(path)
     if path.exists() and not force:
-        raise OutputError("the file exists and is kept", where=str(path), todo="choose another name, or pass --force")
+        raise OutputError(
+            "the file exists and is kept",
+            where=str(path),
+            received="a file that is there already",
+            todo="choose another name, or pass --force",
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(to_json(graph), separators=(",", ":")) + "\n")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError("the graph cannot be written", where=str(path), received=str(error)) from error
+        raise OutputError(
+            "the graph cannot be written", where=str(path), received=said(error), todo="check the folder and the disk"
+        ) from error
 
 
 def load(path: str | Path) -> Graph:

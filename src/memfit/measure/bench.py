@@ -13,7 +13,7 @@ from torch import nn
 from memfit.analysis.result import Benchmark
 from memfit.capture.recording import tensors_in
 from memfit.capture.torch_trace import capture_module
-from memfit.errors import CaptureError, MemfitError, UsageError
+from memfit.errors import CaptureError, MemfitError, UsageError, said
 from memfit.graph.model import Graph
 from memfit.measure.boundaries import record
 from memfit.measure.config import Config
@@ -170,10 +170,9 @@ class _Bench:
         except MemfitError:
             raise
         except Exception as error:
-            message = str(error).strip().splitlines() or ["no message"]
             shapes = ", ".join(f"{e['name']} {'x'.join(map(str, e['shape']))} {e['dtype']}" for e in call.described)
             raise CaptureError(
-                f"the model failed on this input: {type(error).__name__}: {message[0][:_MESSAGE]}",
+                f"the model failed on this input: {said(error)}",
                 where=self.what.name,
                 received=shapes or "no inputs",
                 todo="check the input's shape and dtype (--input 1x3x224x224, or 1x128:int64 for token ids), "

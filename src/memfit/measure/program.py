@@ -22,6 +22,7 @@ from memfit.graph.model import BEFORE, Graph, Ref, StorageKind, Symbol
 from memfit.graph.model import Tensor as Value
 from memfit.measure.statistics import Array
 from memfit.measure.timers import Mark, Timer
+from memfit.units import format_shape
 
 Slots = list[Any]
 Reader = Callable[[Slots], Any]
@@ -167,6 +168,7 @@ class Program:
         raise CaptureError(
             "an operation reads a tensor that the model does not hold by a name, so it cannot be run by itself",
             where=value.name or f"tensor {value.id}",
+            received=f"{format_shape(value.shape)} {value.dtype}",
             todo="use rows per model, block or layer, in place",
         )
 

@@ -58,7 +58,12 @@ class Schedule:
                 todo="give the most seconds that a measurement may take, such as 10",
             )
         if self.seconds is None and self.iterations is None:
-            raise UsageError("a measurement needs an end", todo="give iterations or seconds")
+            raise UsageError(
+                "a measurement needs an end",
+                where="--iterations, --seconds",
+                received="neither",
+                todo="give iterations or seconds",
+            )
 
 
 @dataclass

@@ -17,7 +17,7 @@ from memfit.capture.phantom import phantom
 from memfit.capture.recording import tensors_in
 from memfit.capture.sources.inputs import DTYPES, InputSpec, parse_input
 from memfit.capture.sources.loaded import Arguments, Example, LoadedSource
-from memfit.errors import SourceError, UsageError
+from memfit.errors import SourceError, UsageError, said
 from memfit.graph.model import Graph
 from memfit.graph.optable import Role, role
 
@@ -88,6 +88,7 @@ class Subject:
         if batch is not None:
             raise UsageError(
                 "batch replaces a shape's first dimension, and these inputs are tensors",
+                where="batch",
                 received=f"batch={batch}",
                 todo="pass shapes as text, or tensors of that batch",
             )
@@ -197,6 +198,7 @@ def subject(source: str | nn.Module, args: Mapping[str, Any] | None, placing: Pl
     elif placing.weights is not None:
         raise UsageError(
             "weights go into a model that memfit builds, and this one is already built",
+            where="weights",
             received=f"weights={str(placing.weights)!r}",
             todo="load them into the module yourself",
         )
@@ -263,7 +265,8 @@ def _copy(model: nn.Module) -> nn.Module:
         return deepcopy(model)
     except Exception as error:
         raise SourceError(
-            f"this module cannot be copied, and another device, dtype or layout would change it: {error}",
+            f"this module cannot be copied, and another device, dtype or layout would change it: {said(error)}",
+            where="source",
             received=type(model).__name__,
             todo="put the module on its device, in its dtype and layout, before you pass it",
         ) from error
@@ -274,6 +277,7 @@ def _place(model: nn.Module, placing: Placing) -> None:
     if any(p.device.type == "meta" for p in model.parameters()):
         raise SourceError(
             "this model has no weights: its parameters are on the meta device",
+            where="source",
             received=type(model).__name__,
             todo="build it on a real device",
         )

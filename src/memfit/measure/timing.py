@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from memfit.capture.recording import tensors_in
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError, MemfitError, said
 from memfit.graph.model import Graph
 from memfit.measure.boundaries import check_order, instrument
 from memfit.measure.config import Config
@@ -91,6 +91,7 @@ class Stopwatch:
             raise CaptureError(
                 "this model runs no operation, so there are no rows to time",
                 where=self.name,
+                received="a graph without operations",
                 todo="leave out --per",
             )
         if config.mode == "isolated":
@@ -263,8 +264,9 @@ class Stopwatch:
             run()
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             raise CaptureError(
-                f"{what}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}",
+                what,
                 where=self.name,
+                received=said(error),
                 todo="use --per layer, block or model, in place",
             ) from error
 

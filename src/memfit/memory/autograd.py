@@ -38,6 +38,7 @@ def figures(view: View) -> Figures:
     if not graph.training:
         raise UsageError(
             "autograd needs a training capture: inference keeps nothing for backward",
+            where="--memory autograd",
             received=f"an inference capture of {graph.source or 'a network'}",
             todo="capture with training=True (--training)",
         )

@@ -101,6 +101,7 @@ def check_bits(groups: Sequence[Sequence[str]], chosen: Mapping[str, int]) -> No
     if unknown:
         raise UsageError(
             "the bits are of layers that this network does not have",
+            where="layer_bits",
             received=", ".join(unknown[:3]),
             todo="use bits that were chosen for this network",
         )

@@ -68,7 +68,8 @@ class View:
         if not found:
             names = ", ".join(str(t.name) for t in parameters[:3]) or "none"
             raise UsageError(
-                "--train-only chooses no trainable parameter",
+                "no trainable parameter is chosen",
+                where="--train-only",
                 received=repr(chosen),
                 todo=f"use bias, norm, or a regular expression that names contain; the first names are {names}",
             )
@@ -89,7 +90,8 @@ def _filter(graph: Graph, chosen: str) -> Callable[[Tensor], bool]:
         pattern = re.compile(chosen)
     except re.error as error:
         raise UsageError(
-            f"--train-only is not a regular expression: {error}",
+            f"this is not a regular expression: {error}",
+            where="--train-only",
             received=repr(chosen),
             todo="use bias, norm, or a regular expression that parameter names contain",
         ) from None

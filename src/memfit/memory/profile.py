@@ -89,6 +89,7 @@ def profile_graph(
     if model.measures == "tensors" and per != "tensor":
         raise UsageError(
             f"the {memory} report has one row per tensor",
+            where="--per",
             received=f"rows per {per}",
             todo="use --per tensor, or another memory model",
         )
@@ -126,10 +127,14 @@ def profile_graph(
 
 def _check(per: str, samples: int, bits: int, frozen_bits: int | None) -> None:
     if per not in _PER:
-        raise UsageError("there is no such kind of row", received=repr(per), todo=f"choose one of {', '.join(_PER)}")
+        raise UsageError(
+            "there is no such kind of row", where="--per", received=repr(per), todo=f"choose one of {', '.join(_PER)}"
+        )
     for name, value in (("--samples", samples), ("--bits", bits), ("--frozen-bits", frozen_bits)):
         if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1", received=str(value), todo="give a positive number")
+            raise UsageError(
+                f"{name} must be at least 1", where=name, received=str(value), todo="give a positive number"
+            )
 
 
 def _check_layer_bits(view: View, model: MemoryModel, chosen: Mapping[str, int]) -> None:

@@ -70,6 +70,7 @@ def memory_model(name: str) -> MemoryModel:
         near = difflib.get_close_matches(name, MODELS, 1)
         raise UsageError(
             "there is no such memory model",
+            where="--memory",
             received=repr(name),
             todo=(f"did you mean {near[0]}? " if near else "") + f"choose one of {', '.join(MODELS)}",
         )

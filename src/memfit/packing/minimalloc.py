@@ -15,6 +15,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from memfit.errors import said
 from memfit.packing.buffers import Buffer, PackingError, Span
 from memfit.packing.problem import Problem
 
@@ -39,8 +40,9 @@ def read_minimalloc(path: str | Path, capacity: int | None = None) -> Problem:
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
         raise PackingError(
-            f"a packing problem cannot be read: {reason}",
+            "a packing problem cannot be read",
             where=str(path),
+            received=reason,
             todo="give a CSV file with the columns id,lower,upper,size",
         ) from fault
     return parse_minimalloc(text, capacity, name=str(path))
@@ -93,10 +95,18 @@ def parse_minimalloc(text: str, capacity: int | None = None, *, name: str = "the
             buffers[buffer.name] = (reader.line_num, buffer)
     except csv.Error as fault:
         raise PackingError(
-            f"a line is not CSV: {fault}", where=f"{name}, line {reader.line_num}", todo="mend or remove the line"
+            "a line is not CSV",
+            where=f"{name}, line {reader.line_num}",
+            received=said(fault),
+            todo="mend or remove the line",
         ) from fault
     if not columns:
-        raise PackingError("a packing problem is empty", where=name, todo="begin with the header id,lower,upper,size")
+        raise PackingError(
+            "a packing problem is empty",
+            where=name,
+            received="no header",
+            todo="begin with the header id,lower,upper,size",
+        )
     return Problem(tuple(buffer for _, buffer in buffers.values()), capacity=capacity)
 
 
@@ -143,6 +153,7 @@ def _spans(lower: int, upper: int, size: int, gaps: str, closed: int) -> list[Sp
         if not (at <= begin < end <= upper and 0 <= low <= high <= size):
             raise PackingError(
                 "a gap lies outside its buffer, is empty, or overlaps another",
+                where="gaps",
                 received=f"{gaps!r} in [{lower}, {upper}), {size} bytes",
                 todo="give gaps begin-end, or begin-end@low:high, within the lifetime and the size",
             )
@@ -159,7 +170,10 @@ def _gap(text: str, closed: int) -> tuple[int, int, int, int]:
     numbers = (begin, end, low, high) if window else (begin, end)
     if not dash or ("@" in text and not colon) or not all(part.isascii() and part.isdigit() for part in numbers):
         raise PackingError(
-            "a gap is not well formed", received=_shown(text), todo="write begin-end or begin-end@low:high"
+            "a gap is not well formed",
+            where="gaps",
+            received=_shown(text),
+            todo="write begin-end or begin-end@low:high",
         )
     return int(begin), int(end) + closed, int(low or 0), int(high or 0)
 

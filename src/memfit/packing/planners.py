@@ -85,6 +85,7 @@ def find_planner(name: str) -> Planner:
         near = difflib.get_close_matches(name, PLANNERS, n=1)
         raise UsageError(
             "there is no such planner",
+            where="--planner",
             received=name,
             todo=f"did you mean {near[0]}?" if near else f"take one of {', '.join(PLANNERS)}",
         )

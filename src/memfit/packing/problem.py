@@ -46,14 +46,22 @@ class Problem:
         object.__setattr__(self, "aliases", tuple(self.aliases))
         if self.alignment < 1:
             raise PackingError(
-                "an alignment is less than 1", received=str(self.alignment), todo="give bytes, 1 or more"
+                "an alignment is less than 1",
+                where="alignment",
+                received=str(self.alignment),
+                todo="give bytes, 1 or more",
             )
         if self.capacity is not None and self.capacity < 0:
-            raise PackingError("a capacity is less than 0", received=str(self.capacity), todo="give bytes, 0 or more")
+            raise PackingError(
+                "a capacity is less than 0", where="capacity", received=str(self.capacity), todo="give bytes, 0 or more"
+            )
         twice = [name for name, count in Counter(buffer.name for buffer in self.buffers).items() if count > 1]
         if twice:
             raise PackingError(
-                "two buffers have the same name", where=f"buffer {twice[0]}", todo="give every buffer a name of its own"
+                "two buffers have the same name",
+                where=f"buffer {twice[0]}",
+                received=f"{len(twice)} names that are not alone",
+                todo="give every buffer a name of its own",
             )
         object.__setattr__(self, "blocks", merge(self.buffers, self.aliases, self.alignment))
 

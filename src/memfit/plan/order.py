@@ -196,7 +196,12 @@ def _checked(
     """Refuse what cannot be, and return the dependencies."""
     for number, size in enumerate(sizes):
         if size < 0:
-            raise OrderError("a storage has a negative size", where=f"storage {number}", received=f"{size} bytes")
+            raise OrderError(
+                "a storage has a negative size",
+                where=f"storage {number}",
+                received=f"{size} bytes",
+                todo="give 0 or more",
+            )
     written = set(given)
     for number, step in enumerate(steps):
         where = f"step {number}"
@@ -209,7 +214,12 @@ def _checked(
                     todo="give one size per storage",
                 )
         if step.extra < 0:
-            raise OrderError("a step needs a negative number of bytes", where=where, received=f"extra={step.extra}")
+            raise OrderError(
+                "a step needs a negative number of bytes",
+                where=where,
+                received=f"extra={step.extra}",
+                todo="give 0 or more",
+            )
         for other in step.after:
             if not 0 <= other < number:
                 raise OrderError(
@@ -245,6 +255,7 @@ def _checked_order(before: Sequence[frozenset[int]], initial: Sequence[int] | No
     if sorted(initial) != list(range(len(before))):
         raise OrderError(
             "the initial order does not name every step once",
+            where="initial",
             received=f"{len(initial)} numbers for {len(before)} steps",
             todo="give a permutation of the steps",
         )

@@ -85,6 +85,7 @@ def check_outputs(outputs: Outputs, *, source: str | None) -> None:
             raise MissingExtra(
                 "--verify runs TensorFlow Lite Micro's own runtime, which is not installed",
                 where="--verify",
+                received="no package tflite_micro",
                 todo="pip install 'memfit[tflm]' (on Linux, x86-64)",
             )
 

@@ -214,6 +214,7 @@ class Runtime:
         return SourceError(
             "the process of TensorFlow Lite Micro has ended",
             where=str(path),
+            received="no answer",
             todo="see what it wrote above; try python -m memfit.plan.runtime_process",
         )
 

@@ -39,7 +39,10 @@ def render(result: Result, stream: IO[bytes]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         raise MissingExtra(
-            "a .png needs matplotlib, which is not installed", todo="pip install 'memfit[plots]'"
+            "a .png needs matplotlib, which is not installed",
+            where="-o",
+            received="no package matplotlib",
+            todo="pip install 'memfit[plots]'",
         ) from None
 
     chart = CHARTS.get(result.command, bars)(result)

@@ -59,7 +59,12 @@ def load(
         if source.endswith(suffix):
             return reader(source, args, dtype)
     if Path(source).exists():
-        raise SourceError("this file is not a model that memfit reads", where=source, todo=_KINDS)
+        raise SourceError(
+            "this file is not a model that memfit reads",
+            where=source,
+            received=f"a file that ends in {Path(source).suffix or 'no suffix'}",
+            todo=_KINDS,
+        )
     raise UsageError("this is not a model source", where="SOURCE", received=repr(source), todo=_KINDS)
 
 
@@ -85,7 +90,8 @@ def _require(package: str, extra: str) -> None:
     if find_spec(package) is None:
         raise MissingExtra(
             f"this source needs {package}, which is not installed",
-            where=package,
+            where="SOURCE",
+            received=f"no package {package}",
             todo=f"pip install 'memfit[{extra}]'",
         )
 

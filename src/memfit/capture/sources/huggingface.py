@@ -20,7 +20,7 @@ from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.capture.sources.inputs import DTYPES, InputSpec
 from memfit.capture.sources.library import construct
 from memfit.capture.sources.loaded import Arguments, LoadedSource, by_name, nearest, without_weights
-from memfit.errors import SourceError
+from memfit.errors import SourceError, said
 
 DEFAULT_LENGTH = 512
 """Longest default sequence: what most encoders take, and short for a decoder."""
@@ -70,7 +70,10 @@ def _read(source: str, path: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise SourceError(
-            f"this configuration cannot be read: {error}", where=str(file), todo="give a transformers config.json"
+            "this configuration cannot be read",
+            where=str(file),
+            received=said(error),
+            todo="give a transformers config.json",
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise SourceError(
@@ -96,8 +99,9 @@ def _config(source: str, transformers: Any, content: dict[str, Any]) -> Any:
         return known[model_type].from_dict(content)
     except Exception as error:
         raise SourceError(
-            f"transformers refused the configuration: {type(error).__name__}: {error}",
+            "transformers refused the configuration",
             where=source,
+            received=said(error),
             todo="check the file, and the values given with --arg",
         ) from error
 

@@ -15,7 +15,7 @@ from memfit.capture.shim import define_missing_torchvision_schemas, import_torch
 from memfit.capture.sources.build import constructing
 from memfit.capture.sources.inputs import DTYPES, InputSpec
 from memfit.capture.sources.loaded import Arguments, LoadedSource, nearest, positional, without_weights
-from memfit.errors import MemfitError, SourceError
+from memfit.errors import MemfitError, SourceError, said
 
 TARGETS_PER_IMAGE = 8
 """Objects per image in a detector's training example; COCO's training images have 7.3 on average."""
@@ -101,12 +101,18 @@ def construct(source: str, constructor: Callable[[], Any], dtype: str | None) ->
         raise
     except Exception as error:
         raise SourceError(
-            f"the constructor failed: {type(error).__name__}: {str(error).strip() or 'no message'}",
+            "the constructor failed",
             where=source,
+            received=said(error),
             todo="check the arguments given with --arg",
         ) from error
     if not isinstance(model, nn.Module):
-        raise SourceError("this does not build a module", where=source, received=type(model).__name__)
+        raise SourceError(
+            "this does not build a module",
+            where=source,
+            received=type(model).__name__,
+            todo="name a class or function that makes an nn.Module",
+        )
     return model
 
 

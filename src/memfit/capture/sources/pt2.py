@@ -39,7 +39,7 @@ from memfit.capture.sources.exported import (
 )
 from memfit.capture.sources.inputs import InputSpec
 from memfit.capture.sources.loaded import LoadedSource
-from memfit.errors import SourceError, UnsupportedOp
+from memfit.errors import SourceError, UnsupportedOp, said
 
 _NAMESPACES = {"aten", "prims", "torchvision"}
 """Operators that a file may name; anything else could do anything."""
@@ -68,7 +68,7 @@ def load_exported(source: str) -> LoadedSource:
         ) from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise SourceError(
-            f"this program cannot be read: {type(error).__name__}: {error}",
+            f"this program cannot be read: {said(error)}",
             where=source,
             received="a damaged file, or one of another version of PyTorch",
             todo=f"export the model again with PyTorch {torch.__version__}",

@@ -21,7 +21,7 @@ from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.capture.sources.build import constructing
 from memfit.capture.sources.inputs import DTYPES, InputSpec
 from memfit.capture.sources.loaded import Arguments, LoadedSource, literal, nearest
-from memfit.errors import MemfitError, SourceError, UsageError
+from memfit.errors import MemfitError, SourceError, UsageError, said
 
 
 def load_callable(source: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
@@ -99,7 +99,7 @@ def _import(path: Path) -> ModuleType:
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"memfit_source_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SourceError("this file cannot be imported", where=str(path))
+        raise SourceError("this file cannot be imported", where=str(path), received=path.name, todo="name it .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -116,7 +116,10 @@ def _call(path: Path, target: Any, args: dict[str, Any], dtype: str | None) -> A
         return target
     if not callable(target):
         raise SourceError(
-            "this is neither a module nor something that makes one", where=str(path), received=type(target).__name__
+            "this is neither a module nor something that makes one",
+            where=str(path),
+            received=type(target).__name__,
+            todo="name an nn.Module, or a function or class that makes one",
         )
     try:
         with constructing():
@@ -147,8 +150,9 @@ def _own_error(path: Path, error: Exception, what: str) -> SourceError:
             line = own[-1].line or linecache.getline(own[-1].filename, own[-1].lineno or 0).strip()
             where = f"{own[-1].filename}:{own[-1].lineno}: {line}"
     return SourceError(
-        f"{what}: {type(error).__name__}: {str(error).strip() or 'no message'}",
+        what,
         where=where,
+        received=said(error),
         todo="run the file by itself, or with --debug for the whole traceback",
     )
 

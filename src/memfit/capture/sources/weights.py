@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.errors import MissingExtra, SourceError, UsageError
+from memfit.errors import MissingExtra, SourceError, UsageError, said
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 """What a file of weights may be called."""
@@ -73,7 +73,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise SourceError(
-            f"this file of weights cannot be read: {error}", where=str(path), todo="check that it is whole"
+            "this file of weights cannot be read", where=str(path), received=said(error), todo="check that it is whole"
         ) from error
     return loaded
 

@@ -136,7 +136,12 @@ class CachingAllocator:
         """
         if nbytes <= 0:
             if nbytes:
-                raise InternalError("an allocation cannot be negative", received=str(nbytes))
+                raise InternalError(
+                    "an allocation cannot be negative",
+                    where="CachingAllocator.malloc",
+                    received=str(nbytes),
+                    todo="report this with the network",
+                )
             return None
         size = self.round_size(nbytes) if self._rounds else (nbytes + 511) & -512
         pool = self._small if size <= SMALL_BYTES else self._large
@@ -190,7 +195,12 @@ class CachingAllocator:
         if block is None:
             return
         if not block.allocated:
-            raise InternalError("only an allocated block can be freed", received=repr(block))
+            raise InternalError(
+                "only an allocated block can be freed",
+                where="CachingAllocator.free",
+                received=repr(block),
+                todo="report this with the network",
+            )
         self.allocated_bytes -= block.nbytes
         self.requested_bytes -= block.requested_bytes
         block.allocated = False
@@ -348,7 +358,12 @@ class CachingAllocator:
         while block.nbytes < size:
             after = block.following
             if after is None:
-                raise InternalError("an expandable segment ended before its room did", received=repr(block))
+                raise InternalError(
+                    "an expandable segment ended before its room did",
+                    where="CachingAllocator",
+                    received=repr(block),
+                    todo="report this with the network",
+                )
             if not self._map(after, min(size - block.nbytes, after.nbytes)):
                 return None
             block = after  # it has swallowed the block before it

@@ -380,5 +380,10 @@ def _is_quantized(tensor: TfliteTensor) -> bool:
 def _zero_points(tensor: TfliteTensor) -> int:
     """Bytes of the array that the runtime copies zero points into, one for each scale."""
     if tensor.quantization is None:
-        raise SourceError("a tensor without quantization has no zero points", where=tensor.name)
+        raise SourceError(
+            "a tensor without quantization has no zero points",
+            where=tensor.name,
+            received=tensor.type,
+            todo="quantize the model for integer kernels",
+        )
     return int_array(len(tensor.quantization.scales))

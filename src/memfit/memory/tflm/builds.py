@@ -85,7 +85,10 @@ def build_named(name: str) -> Build:
     """
     if name not in BUILDS:
         raise UsageError(
-            "there is no such build of TFLM", received=repr(name), todo=f"choose one of {', '.join(BUILDS)}"
+            "there is no such build of TFLM",
+            where="build",
+            received=repr(name),
+            todo=f"choose one of {', '.join(BUILDS)}",
         )
     return BUILDS[name]
 
