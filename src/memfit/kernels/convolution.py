@@ -386,6 +386,15 @@ def _transposed_part(parameters: Transposed, inputs: Inputs, held: Held, outputs
     output[...] = np.clip(total, *parameters.float_range)
 
 
+def one_channel(parameters: Convolution, channel: int) -> Convolution:
+    """Give the parameters of one channel of a depthwise convolution that has one output for each input channel."""
+    requantize, one = parameters.requantize, slice(channel, channel + 1)
+    if requantize is not None:
+        requantize = replace(requantize, multiplier=requantize.multiplier[one], shift=requantize.shift[one])
+    offset = None if parameters.offset is None else parameters.offset[one]
+    return replace(parameters, groups=1, offset=offset, requantize=requantize)
+
+
 CONVOLUTION = Kernel(_parameters, needs=_needs, part=_part)
 """CONV_2D and DEPTHWISE_CONV_2D: 8-bit, with weights of 8 or 4 bits; 16x8-bit; float."""
 

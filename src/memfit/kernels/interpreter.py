@@ -61,10 +61,9 @@ class Interpreter:
     def __init__(self, model: TfliteModel, *, keep: bool = False) -> None:
         self.model, self.keep = model, keep
         self.tensors: list[Array | None] = [None] * len(model.main.tensors)
-        self._kernels = [kernel_of(model, operator) for operator in model.main.operators]
-        self._parameters: list[Any] = [
-            kernel.prepare(model, operator)
-            for kernel, operator in zip(self._kernels, model.main.operators, strict=True)
+        self.kernels = [kernel_of(model, operator) for operator in model.main.operators]
+        self.parameters: list[Any] = [
+            kernel.prepare(model, operator) for kernel, operator in zip(self.kernels, model.main.operators, strict=True)
         ]
         self._last = _last_uses(model)
         _check_written(model)
@@ -95,24 +94,10 @@ class Interpreter:
             SourceError: an operator's tensors do not fit together.
         """
         main = self.model.main
-        if len(inputs) != len(main.inputs):
-            raise UsageError(
-                "the model has another number of inputs",
-                where=self.model.source,
-                received=f"{len(inputs)} arrays for {len(main.inputs)} inputs",
-                todo="give an array for each",
-            )
+        check_inputs(self.model, inputs)
         for index, value in zip(main.inputs, inputs, strict=True):
-            tensor = main.tensors[index]
-            if value.shape != tensor.shape or value.dtype != dtype_of(self.model, tensor):
-                raise UsageError(
-                    "an input has another shape or type",
-                    where=f"{self.model.source}, input {tensor.name}",
-                    received=f"{value.shape} of {value.dtype} for {tensor.shape} of {tensor.type}",
-                    todo="give an array of the model's own shape and type",
-                )
             self.tensors[index] = value
-        for operator, kernel, parameters in zip(main.operators, self._kernels, self._parameters, strict=True):
+        for operator, kernel, parameters in zip(main.operators, self.kernels, self.parameters, strict=True):
             given = [self.tensors[i] if i >= 0 else None for i in operator.inputs]
             made = []
             for index in operator.outputs:
@@ -144,6 +129,27 @@ def dtype_of(model: TfliteModel, tensor: TfliteTensor) -> np.dtype[Any]:
             todo="convert the model to int8, int16 or float32",
         )
     return np.dtype(kind)
+
+
+def check_inputs(model: TfliteModel, inputs: Sequence[Array | None]) -> None:
+    """Refuse inputs that are not an array of the right shape and type for each input of a model; None passes."""
+    main = model.main
+    if len(inputs) != len(main.inputs):
+        raise UsageError(
+            "the model has another number of inputs",
+            where=model.source,
+            received=f"{len(inputs)} arrays for {len(main.inputs)} inputs",
+            todo="give an array for each",
+        )
+    for index, value in zip(main.inputs, inputs, strict=True):
+        tensor = main.tensors[index]
+        if value is not None and (value.shape != tensor.shape or value.dtype != dtype_of(model, tensor)):
+            raise UsageError(
+                "an input has another shape or type",
+                where=f"{model.source}, input {tensor.name}",
+                received=f"{value.shape} of {value.dtype} for {tensor.shape} of {tensor.type}",
+                todo="give an array of the model's own shape and type",
+            )
 
 
 def _check_written(model: TfliteModel) -> None:

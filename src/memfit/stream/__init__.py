@@ -10,13 +10,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from memfit.stream.execute import Execution, Executor, execute
 from memfit.stream.network import StreamNetwork, StreamOp, Value, network_of, records
 from memfit.stream.plan import StreamPlan, plan_stream
 
 if TYPE_CHECKING:
     from memfit.analysis.result import Stream
 
-__all__ = ["StreamNetwork", "StreamOp", "StreamPlan", "Value", "network_of", "plan_stream", "records"]
+__all__ = [
+    "Execution", "Executor", "StreamNetwork", "StreamOp", "StreamPlan", "Value", "execute", "network_of", "plan_stream",
+    "records",
+]  # fmt: skip
 
 
 class _Callable(ModuleType):
