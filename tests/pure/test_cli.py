@@ -64,7 +64,7 @@ def test_the_table_is_printed(calls, capsys) -> None:
 def test_defaults_are_left_to_the_api(calls) -> None:
     main(["profile", "net.py:make"])
     expected = {"per": "layer", "training": False, "fold": True, "inplace_depthwise": True}
-    expected |= {"probe": False, "estimate": False, "args": {}, "source": "net.py:make"}
+    expected |= {"probe": False, "estimate": False, "source": "net.py:make"}
     assert calls == [expected]
 
 

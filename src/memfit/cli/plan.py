@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from memfit.cli.options import (
+    COUNT,
     Output,
+    Rows,
     busy,
     check_output,
     deliver,
+    given,
+    model_options,
     output_options,
-    read_size,
     select_options,
-    split_columns,
+    size_option,
 )
-from memfit.cli.profile import read_arguments
 
 PLANNERS = ("exact", "tflm", "size", "duration", "area", "best-fit", "local-search")
 ARTIFACT = ".tflite"
@@ -27,10 +29,10 @@ ARTIFACT = ".tflite"
 @click.argument("source", metavar="SOURCE")
 @click.option("--target", metavar="BOARD", help="Does it fit this board? memfit targets lists them.")
 @click.option("--runtime", type=click.Choice(("tflm",)), default="tflm", show_default=True, help="What runs it.")
-@click.option("--ram", metavar="SIZE", help="RAM for the arena, such as 320KiB; instead of the board's.")
-@click.option("--flash", metavar="SIZE", help="Flash for model and code, such as 1MiB; instead of the board's.")
+@size_option("--ram", help="RAM for the arena, such as 320KiB; instead of the board's.")
+@size_option("--flash", help="Flash for model and code, such as 1MiB; instead of the board's.")
 @click.option("--pointers", type=click.Choice(("32", "64")), help="Bits of a pointer; the board's, or else 64.")
-@click.option("--capacity", metavar="BYTES", help="PROBLEM.csv: stop at the first packing within so many bytes.")
+@size_option("--capacity", help="PROBLEM.csv: stop at the first packing within so many bytes.")
 @click.option(
     "--planner", type=click.Choice(PLANNERS), default="exact", show_default=True, help="How buffers are packed."
 )
@@ -38,11 +40,10 @@ ARTIFACT = ".tflite"
 @click.option("--time-limit", metavar="S", type=click.FloatRange(min=0), help="Seconds for the searches.")
 @click.option("--compare", is_flag=True, help="Also pack with every other planner.")
 @click.option("--verify", is_flag=True, help="Run both files in the real runtime: outputs must be identical.")
-@click.option("--verify-inputs", metavar="N", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--verify-inputs", metavar="N", type=COUNT, default=100, show_default=True)
 @click.option("--emit", metavar="OFFSETS.h", type=click.Path(path_type=Path), help="Write the offsets as a C header.")
-@click.option("--input", "inputs", metavar="SHAPE", multiple=True, help="1x3x224x224, 1x128:int64 or ids=1x128:int64.")
-@click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Replace the first dimension of every input.")
-@click.option("--arg", "arguments", metavar="KEY=VALUE", multiple=True, help="An argument of the model's constructor.")
+@click.option("--batch", metavar="N", type=COUNT, help="Replace the first dimension of every input.")
+@model_options
 @click.option("--estimate", is_flag=True, help="Estimate operations that memfit does not know, and say so.")
 @select_options
 @output_options
@@ -53,16 +54,8 @@ def command(
     keep_order: bool,
     pointers: str | None,
     emit: Path | None,
-    inputs: tuple[str, ...],
-    arguments: tuple[str, ...],
-    sort: str | None,
-    top: int | None,
-    where: tuple[str, ...],
-    columns: str | None,
-    depth: int | None,
-    format: str,
-    files: tuple[Path, ...],
-    force: bool,
+    rows: Rows,
+    output: Output,
     **options: Any,
 ) -> None:
     """Plan the memory of SOURCE on a microcontroller.
@@ -70,35 +63,24 @@ def command(
     SOURCE is a .tflite file, whose planned copy -o PLANNED.tflite writes; PROBLEM.csv with the columns
     id,lower,upper,size; or any source of `memfit profile`, for an estimate of the int8 network it would become.
     """
-    artifacts = [path for path in files if path.suffix.lower() == ARTIFACT]
-    output = Output(format, tuple(path for path in files if path not in artifacts), force)
+    artifacts = [path for path in output.files if path.suffix.lower() == ARTIFACT]
     if len(artifacts) > 1:
         raise click.UsageError(f"one plan is written to one file, and {len(artifacts)} .tflite files were given")
-    check_output(output)
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in ("ram", "flash", "capacity"):
-        if name in given:
-            given[name] = read_size(given[name], f"--{name}")
-    if inputs:
-        given["inputs"] = list(inputs)
+    reports = output._replace(files=tuple(path for path in output.files if path not in artifacts))
+    check_output(reports)
     save = artifacts[0] if artifacts else None
 
     from memfit import api
-    from memfit.analysis.select import select
 
     with busy(f"planning {source}") as report:
         whole = api.plan(
             source,
-            args=read_arguments(arguments) or None,
             pointers=int(pointers) if pointers else None,
             reorder=not keep_order,
             save=save,
             emit=emit,
-            force=force,
+            force=output.force,
             progress=report,
-            **given,
+            **given(options),
         )
-        chosen = whole
-        if sort or top or where or columns is not None or depth:
-            chosen = select(whole, sort=sort, top=top, where=where, columns=split_columns(columns), depth=depth)
-    deliver(chosen, output, also_written=[path for path in (save, emit) if path is not None])
+    deliver(rows.of(whole), reports, also_written=[path for path in (save, emit) if path is not None])

@@ -7,25 +7,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from memfit.cli.options import Output
 from memfit.errors import UsageError
 
 
-def check_save(save: Path, files: tuple[Path, ...], force: bool, what: str = "the ranges are kept") -> None:
-    """Refuse a file that could not be written before any work is done.
+def check_save(save: Path | None, output: Output, what: str, suffix: str = ".json") -> None:
+    """Refuse a file to keep something in that could not be written, before any work is done.
 
     Raises:
-        UsageError: it is not named .json, or it is one of the report's files too.
+        UsageError: it has another suffix, or it is one of the report's files too.
         OutputError: as for `memfit.files.check_target`.
     """
+    if save is None:
+        return
     from memfit.files import check_target
 
-    if save.suffix.lower() != ".json" or save.name.lower().endswith(".memfit.json"):
+    if save.suffix.lower() != suffix or save.name.lower().endswith(".memfit.json"):
         raise UsageError(
-            f"{what} as .json", where="--save", received=str(save), todo=f"name it {save.name.split('.')[0]}.json"
+            f"{what} as {suffix}",
+            where="--save",
+            received=str(save),
+            todo=f"name it {save.name.split('.')[0] or 'result'}{suffix}",
         )
-    if save.resolve() in {path.resolve() for path in files}:
+    if save.resolve() in {path.resolve() for path in output.files}:
         raise UsageError("one file is named twice", where="--save", received=str(save), todo="give each its own name")
-    check_target(save, force=force)
+    check_target(save, force=output.force)
 
 
 @contextmanager

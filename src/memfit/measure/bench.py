@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
 
 
-_MESSAGE = 200
-"""Characters of another library's message that are passed on."""
-
-
 @dataclass
 class Measured:
     """A result, and the samples that it was made from."""
