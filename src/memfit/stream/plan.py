@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memfit.stream.choose import CAP, Choice, choose, within
+from memfit.stream.choose import ALL, APART, CAP, NONE, Choice, Choices, within
 from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
-from memfit.stream.segments import STRIPES, Segment, Segments
+from memfit.stream.recompute import reordered
+from memfit.stream.segments import Segment, Segments
 
 TRIES = 2
 """Choices of a front that are packed, where the first ones do not pack to their bound."""
@@ -45,11 +46,11 @@ class StreamPlan:
 
     @property
     def passes(self) -> int:
-        """How often the input is read, row by row: once per stripe of the segment that takes it."""
+        """How often the input is read, row by row: once per stripe that takes any of it."""
         if self.resident:
             return 1
         fed = set(self.network.inputs)
-        counts = [at.segment.stripes for at in self.segments for line in at.lines if line.value in fed]
+        counts = [sum(a < b for a, b in line.columns) for at in self.segments for line in at.lines if line.value in fed]
         return max(counts, default=1)
 
 

@@ -95,11 +95,12 @@ class Store:
         self._extra = base
         """Identities from here on are of sums and scratch."""
         self._values = list(values.values())
-        self._partners: dict[int, set[int]] = {}
+        self._partners = {number: [number] for number in self._number.values()}
+        """Buffer → those that may have the same bytes at the same time: itself, and its aliases."""
         for alias in arena.problem.aliases:
             a, b = self._number[alias.buffer], self._number[alias.of]
-            self._partners.setdefault(a, set()).add(b)
-            self._partners.setdefault(b, set()).add(a)
+            self._partners[a].append(b)
+            self._partners[b].append(a)
         self._events = _events(arena.problem.buffers) if check else []
         self._next = 0
 
@@ -115,7 +116,7 @@ class Store:
             self._within(name, offset + start, offset + end)
             owners = self._owners[offset + start : offset + end]
             if born:
-                taken = (owners != NOBODY) & ~np.isin(owners, list(self._partners.get(number, ())))
+                taken = (owners != NOBODY) & ~np.isin(owners, self._partners[number])
                 if taken.any():
                     byte = int(np.argmax(taken))
                     raise self._fault(
@@ -254,7 +255,7 @@ class Store:
         )
 
     def _owned(self, place: Place, owners: npt.NDArray[np.int32], row: int, columns: Span) -> None:
-        wrong = owners != self._number[place.buffer]
+        wrong = ~np.isin(owners, self._partners[self._number[place.buffer]])
         if wrong.any():
             owner = self._names[int(owners[wrong][0])]
             raise self._fault(
