@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memfit.stream.choose import ALL, APART, CAP, NONE, Choice, Choices, within
+from memfit.stream.choose import CAP, Choice, choose, within
 from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
-from memfit.stream.recompute import reordered
-from memfit.stream.segments import Segment, Segments
+from memfit.stream.segments import STRIPES, Segment, Segments
 
 TRIES = 2
 """Choices of a front that are packed, where the first ones do not pack to their bound."""
