@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from memfit.errors import CaptureError, MissingExtra, OutputError, SourceError, 
 from memfit.memory.flash import flash_of_graph
 from memfit.memory.model import View
 from memfit.memory.registry import memory_model
+from memfit.report.table import render
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHAPE = "1x3x32x32"
@@ -196,6 +199,31 @@ def test_several_limits_at_once() -> None:
     assert t["max_flash_bytes"] == limits["max_flash"]
 
 
+def test_limits_that_decide_are_named() -> None:
+    model = made()
+    whole = pruned(model, budget="1MiB")
+    assert whole.totals["binding"] == []
+    peak = pruned(model, budget=24_576).totals
+    assert peak["binding"] == ["peak"]
+    loose = {"max_flash": whole.totals["flash_bytes"], "max_macs": peak["macs"]}
+    by_the_peak = pruned(model, budget=24_576, **loose)
+    assert by_the_peak.totals["binding"] == ["peak"]
+    assert by_the_peak.rows == pruned(model, budget=24_576).rows
+    assert shown(by_the_peak) == "what decided: --budget; with room to spare: --max-flash, --max-macs"
+    tight = pruned(model, budget=24_576, max_macs=int(0.9 * peak["macs"]))
+    assert tight.totals["binding"] == ["peak", "macs"]
+    assert shown(tight) == "what decided: --budget, --max-macs"
+    assert pruned(model, budget=24_576, max_macs=peak["macs"] // 2).totals["binding"] == ["macs"]
+    uniform = pruned(model, budget=24_576, max_macs=int(0.9 * peak["macs"]), strategy="uniform")
+    assert uniform.totals["binding"] == ["peak"]  # its evenly thinner layers multiply little
+
+
+def shown(result: memfit.Pruning) -> str:
+    stream = io.StringIO()
+    render(result, stream)
+    return next(line for line in stream.getvalue().splitlines() if line.startswith("what decided"))
+
+
 def test_a_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     from memfit.compress.prune import _Work
 
@@ -206,6 +234,10 @@ def test_a_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     result = pruned(max_latency=9.0)
     assert result.totals["baseline_latency_ms"] == 13.4
     assert result.totals["latency_ms"] <= 9.0
+    assert result.totals["binding"] == ["latency"]
+    assert result.totals["latency_ms"] >= 0.95 * 9.0  # and no more was taken than that asks for
+    spare = pruned(max_latency=8.0, budget=20_000).totals
+    assert (spare["binding"], spare["latency_ms"] <= 8.0) == (["peak"], True)
     with pytest.raises(UsageError, match="cannot reach this latency") as caught:
         pruned(max_latency=1.0)
     assert "the smallest" in str(caught.value)
@@ -467,6 +499,15 @@ def test_without_torch_pruning_the_install_line_is_given(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MissingExtra, match=r"pip install 'memfit\[compress\]'"):
         pruned(budget=24_576)
+
+
+def test_what_torch_pruning_does_not_need_is_not_imported() -> None:
+    code = (
+        "import sys; from memfit.compress.channels import torch_pruning; torch_pruning(); "
+        "print([name for name in ('torch_pruning', 'timm', 'torch._dynamo') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "['torch_pruning']"
 
 
 # -- the example ------------------------------------------------------------------------------------------------------

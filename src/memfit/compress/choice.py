@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memfit.errors import UsageError
-
-STRATEGIES = ("peak", "uniform")
 
 _STRETCH = 0.1
 """Share of what a limit still asks for beyond which the factors of MACs and flash are taken again."""
@@ -154,6 +153,7 @@ def by_peak(pools: Sequence[Pool], evaluate: Evaluate, limits: Limits) -> list[i
     Returns:
         Channels to take out of each group.
     """
+    pools = [copy(p) for p in pools]
     counts = [p.taken for p in pools]
     figures = evaluate(counts)
     while exceeded := limits.exceeded(figures):
@@ -245,3 +245,7 @@ def by_share(pools: Sequence[Pool], evaluate: Evaluate, limits: Limits) -> list[
         else:
             high = middle
     return counts(shares[low])
+
+
+STRATEGIES: dict[str, Callable[[Sequence[Pool], Evaluate, Limits], list[int]]] = {"peak": by_peak, "uniform": by_share}
+"""Ways to choose, by name."""

@@ -18,7 +18,7 @@ from memfit.analysis.result import Pruning
 from memfit.capture.entry import Model
 from memfit.compress.calibrate import channel_axes
 from memfit.compress.channels import IMPORTANCE, Group, Surgery, copy_of
-from memfit.compress.choice import STRATEGIES, Figures, Limits, Pool, by_peak, by_share, pool, smallest
+from memfit.compress.choice import STRATEGIES, Figures, Limits, Pool, pool, smallest
 from memfit.compress.data import RANDOM, Wanted, open_data
 from memfit.compress.resize import Sizes, measure_sizes
 from memfit.compress.scoring import METRICS, Scorer, called, renew_statistics, taylor_gradients
@@ -44,6 +44,8 @@ _RUNS = 15
 """Timed runs of a latency, whose median counts."""
 _TRIES = 8
 """Rounds of pruning and measuring that a latency may take."""
+_CLOSE = 0.95
+"""Share of a latency that is near enough to it."""
 _LISTED = 4
 
 
@@ -73,7 +75,7 @@ class Settings:
         """Refuse what cannot be, before anything is built."""
         for option, value, known in (
             ("--importance", self.importance, IMPORTANCE),
-            ("--strategy", self.strategy, STRATEGIES),
+            ("--strategy", self.strategy, tuple(STRATEGIES)),
         ):
             if value not in known:
                 raise UsageError(
@@ -160,6 +162,10 @@ class _Work:
         self.arguments = (call.args, call.kwargs)
         self.scorer = self._scorer(call, given=inputs is not None)
         self.notes: dict[str, None] = dict.fromkeys((*what.notes, *self.base.notes))
+        self.binding: tuple[str, ...] = ()
+        """Limits that decided the last round."""
+        self.latency_ms: float | None = None
+        """Of what the last round left."""
 
     def _scorer(self, call: Call, *, given: bool) -> Scorer:
         settings = self.settings
@@ -222,15 +228,20 @@ class _Work:
         rated = surgery.importance(self.settings.importance)
         sizes = self._sizes(model, groups)
         evaluate = _remembered(lambda counts: self.figures(sizes.resized(counts)))
+        pools = self._pools(groups, rated, sizes)
+        smallest(pools, evaluate, limits)
+
+        def choose(within: Limits) -> list[int]:
+            return STRATEGIES[self.settings.strategy](pools, evaluate, within)
+
         aim = limits
+        kept: nn.Module | None = None
+        fast = slow = 0  # MACs that keep the latency, and that do not
         for attempt in range(_TRIES):
-            pools = self._pools(groups, rated, sizes)
-            smallest(pools, evaluate, limits)
             self.progress("choosing channels", 0, None)
-            counts = self._choose(pools, evaluate, aim)
+            counts = choose(aim)
             cut = self._cut(model, groups, pools, counts)
-            graph = self.capture(cut)
-            found, predicted = self.figures(graph), evaluate(counts)
+            found, predicted = self.figures(self.capture(cut)), evaluate(counts)
             if limits.exceeded(found):  # eager's workspaces do not follow from sizes alone: aim below the limit
                 aim = Limits(
                     *(
@@ -243,13 +254,22 @@ class _Work:
                     )
                 )
                 continue
-            if latency_ms is None:
-                return cut
-            took = self._latency(cut)
-            if took <= latency_ms:
-                return cut
-            share = (0.97 * latency_ms / took) ** (1 + attempt)  # time falls more slowly than the MACs do
-            aim = aim._replace(macs=self._macs_for(found.macs, share, pools, evaluate, (took, latency_ms)))
+            took = 0.0 if latency_ms is None else self._latency(cut)
+            if latency_ms is None or took <= latency_ms:
+                kept, fast, self.latency_ms = cut, found.macs, took
+                decided = _binding(limits, aim, lambda within: evaluate(choose(within)))
+                self.binding = (*decided, *["latency"] * bool(slow))
+                if latency_ms is None or not slow or took >= _CLOSE * latency_ms:
+                    break
+            else:
+                slow = found.macs
+            if kept is None:  # time falls more slowly than the MACs do
+                share = (0.97 * latency_ms / took) ** (1 + attempt)
+                aim = aim._replace(macs=self._macs_for(found.macs, share, pools, evaluate, (took, latency_ms)))
+            else:
+                aim = aim._replace(macs=(fast + slow) // 2)
+        if kept is not None:
+            return kept
         raise UsageError(
             "pruning does not reach these limits together",
             where="--budget, --max-flash, --max-macs, --max-latency",
@@ -287,9 +307,6 @@ class _Work:
             pool(rated[group.name].tolist(), least=self.settings.least, relative=relative, fixed=number in sizes.fixed)
             for number, group in enumerate(groups)
         ]
-
-    def _choose(self, pools: list[Pool], evaluate: Callable[[Sequence[int]], Figures], limits: Limits) -> list[int]:
-        return {"peak": by_peak, "uniform": by_share}[self.settings.strategy](pools, evaluate, limits)
 
     def _cut(
         self, model: nn.Module, groups: Sequence[Group], pools: Sequence[Pool], counts: Sequence[int]
@@ -405,8 +422,9 @@ class _Work:
                 "baseline_params": sum(t.elements for t in self.base.parameters()),
                 "params": sum(t.elements for t in after.parameters()),
                 "baseline_latency_ms": latency,
-                "latency_ms": None if latency is None else self._latency(model),
+                "latency_ms": None if latency is None else self.latency_ms,
                 "max_latency_ms": settings.latency_ms,
+                "binding": list(self.binding),
             },
             notes=tuple(self.notes),
             environment=dict(after.environment),
@@ -462,6 +480,23 @@ def _remembered(evaluate: Callable[[Sequence[int]], Figures]) -> Callable[[Seque
         return known[key]
 
     return find
+
+
+def _binding(limits: Limits, aim: Limits, reached: Callable[[Limits], Figures]) -> tuple[str, ...]:
+    """Name the limits that decide: the others alone would leave the network above them.
+
+    Args:
+        limits: that were asked for.
+        aim: what was pruned to: the same, or less where a latency needed it.
+        reached: limits → what the network takes when it is pruned to them.
+    """
+    return tuple(
+        name
+        for name, limit in limits._asdict().items()
+        if limit is not None
+        and not (name == "macs" and aim.macs != limit)  # the latency asked for fewer
+        and name in limits.exceeded(reached(aim._replace(**{name: None})))
+    )
 
 
 def _totals(figures: Figures) -> tuple[int, int, int]:

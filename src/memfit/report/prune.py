@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LIMITS = {
+    "peak": ("budget_bytes", "--budget"),
+    "flash": ("max_flash_bytes", "--max-flash"),
+    "macs": ("max_macs", "--max-macs"),
+    "latency": ("max_latency_ms", "--max-latency"),
+}
+"""Limits by their names in `binding`: where the totals have them, and the option that sets them."""
 BEFORE, AFTER = "#d5dde4", "#4a7fa8"
 
 
@@ -51,13 +58,23 @@ def totals(result: Result) -> list[str]:
 
 
 def lines(result: Result) -> list[str]:
-    """Say where the peak was and is."""
+    """Say where the peak was and is, and of several limits which decided."""
     t = result.totals
-    if t.get("peak_at") is None:
-        return []
-    if t["baseline_peak_at"] == t["peak_at"]:
-        return [f"the peak is still at {t['peak_at']}"]
-    return [f"the peak was at {t['baseline_peak_at']} and is at {t['peak_at']}"]
+    said = []
+    if t.get("peak_at") is not None:
+        still = t["baseline_peak_at"] == t["peak_at"]
+        said.append(
+            f"the peak is still at {t['peak_at']}"
+            if still
+            else f"the peak was at {t['baseline_peak_at']} and is at {t['peak_at']}"
+        )
+    given = [name for name, (key, _) in LIMITS.items() if t[key] is not None]
+    if len(given) > 1:
+        binding = [LIMITS[name][1] for name in t["binding"]]
+        rest = [LIMITS[name][1] for name in given if name not in t["binding"]]
+        decided = f"what decided: {', '.join(binding) or 'no limit by itself'}"
+        said.append(decided + (f"; with room to spare: {', '.join(rest)}" if binding and rest else ""))
+    return said
 
 
 def _metric(result: Result) -> str | None:
