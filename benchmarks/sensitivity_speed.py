@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 def sweep(source: str, shape: str | None, images: int, batch: int, rounds: int) -> tuple[float, float, int]:
     """Time both ways in turn; processor seconds a layer, the best of several rounds."""
+    from memfit.compress.data import Sampling
     from memfit.compress.metrics import compare
     from memfit.compress.network import opened
     from memfit.compress.sensitivity import Settings, _Study
@@ -31,8 +32,8 @@ def sweep(source: str, shape: str | None, images: int, batch: int, rounds: int) 
 
     best = {"naive": float("inf"), "memfit": float("inf")}
     with opened(source, shape) as network, one_thread():
-        settings = Settings(data="random", samples=images, batch=batch)
-        study = _Study(network, settings.open(network), settings)
+        settings = Settings(Sampling("random", samples=images, batch=batch))
+        study = _Study(network, settings.sampling.open(network.wanted), settings)
         study.prepare(None)
         count = len(study.chosen)
         for number in range(rounds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from memfit.analysis.result import (
     Benchmark,
@@ -28,6 +28,7 @@ from memfit.graph.model import Graph
 from memfit.memory.profile import profile_graph
 from memfit.memory.registry import memory_model
 from memfit.report import notebook
+from memfit.units import parse_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -231,14 +232,13 @@ def profile(
     if budget is None or phase is None or isinstance(opened, Graph):
         return result
     from memfit.training.generation import Fit
-    from memfit.units import parse_bytes
 
     fit = Fit(
         opened,
         phase,
         batch or 1,
         int(graph.environment["context"]),
-        parse_bytes(budget) if isinstance(budget, str) else budget,
+        _bytes(budget),
         options,
         _settings(alloc_conf),
         progress or _silent,
@@ -456,21 +456,17 @@ def calibrate(
     from memfit.compress import ranges
     from memfit.compress.calibrate import Settings
     from memfit.compress.calibrate import calibrate as run
+    from memfit.compress.data import Sampling
     from memfit.files import write_whole
     from memfit.measure.session import no_progress
 
     settings = Settings(
-        data=data,
-        samples=samples,
+        Sampling(data, samples, batch, seed, mean, std),
         method=method,
         bits=bits,
         symmetric=symmetric,
         percentile=percentile,
         per_channel=per_channel,
-        batch=batch,
-        seed=seed,
-        mean=mean,
-        std=std,
     )
     result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
     if save is not None:
@@ -539,6 +535,7 @@ def sensitivity(
         MissingExtra: joblib or Ray is not installed.
         MemfitError: what failed, where, what was received and what to do.
     """
+    from memfit.compress.data import Sampling
     from memfit.compress.sensitivity import Settings
     from memfit.compress.sensitivity import sensitivity as run
     from memfit.files import write_whole
@@ -546,8 +543,7 @@ def sensitivity(
     from memfit.report import json
 
     settings = Settings(
-        data=data,
-        samples=samples,
+        Sampling(data, samples, batch, seed, mean, std),
         bits=bits,
         metric=metric,
         direction=direction,
@@ -557,15 +553,20 @@ def sensitivity(
         store=store,
         jobs=jobs,
         backend=backend,
-        batch=batch,
-        seed=seed,
-        mean=mean,
-        std=std,
     )
     result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
     if save is not None:
         write_whole(Path(save), lambda stream: json.render(result, stream), force=True)
     return result
+
+
+@overload
+def _bytes(size: int | str) -> int: ...
+@overload
+def _bytes(size: int | str | None) -> int | None: ...
+def _bytes(size: int | str | None) -> int | None:
+    """Read a size that may be text."""
+    return parse_bytes(size) if isinstance(size, str) else size
 
 
 def train(
@@ -631,7 +632,6 @@ def train(
     from memfit.training.predict import Predictor
     from memfit.training.setup import Setup
     from memfit.training.step import predict_step
-    from memfit.units import parse_bytes
 
     setup = Setup(
         batch=batch,
@@ -645,7 +645,7 @@ def train(
         device=device,
         capability=capability,
         allocator=_settings(alloc_conf) or Settings(),
-        context_bytes=parse_bytes(cuda_context) if isinstance(cuda_context, str) else cuda_context,
+        context_bytes=_bytes(cuda_context),
     )
     predictor = Predictor(source, inputs, args=args, loss=loss, estimate=estimate)
     if progress is not None:
@@ -654,7 +654,7 @@ def train(
         predictor,
         setup,
         checkpoint=checkpoint,
-        budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+        budget_bytes=_bytes(budget),
         advice=advice,
     )
 
@@ -717,7 +717,6 @@ def plan(
         MemfitError: what failed, where, what was received and what to do.
     """
     from memfit.plan.outputs import Outputs, check_outputs, write_outputs
-    from memfit.units import parse_bytes
 
     outputs = Outputs(save=save, emit=emit, verify=verify, inputs=verify_inputs, force=force)
     is_problem = isinstance(source, str) and source.endswith(".csv")
@@ -729,7 +728,7 @@ def plan(
         _refuse(
             given, source, "a packing problem has neither a network nor a board", "leave it out, or give --capacity"
         )
-        room = parse_bytes(capacity) if isinstance(capacity, str) else capacity
+        room = _bytes(capacity)
         return plan_problem(
             str(source),
             capacity=room,
@@ -742,7 +741,7 @@ def plan(
     from memfit.plan.network import limits_of, plan_network
 
     _refuse({"capacity": capacity}, source, "a network has a board's RAM, not a capacity", "use --ram or --target")
-    limits = limits_of(target, *(parse_bytes(size) if isinstance(size, str) else size for size in (ram, flash)))
+    limits = limits_of(target, _bytes(ram), _bytes(flash))
     graph = capture(source, inputs, args=args, batch=batch, estimate=estimate)
     found = plan_network(
         graph,
@@ -793,13 +792,12 @@ def stream(
         MemfitError: what failed, where, what was received and what to do.
     """
     from memfit.stream.outcome import stream_network
-    from memfit.units import parse_bytes
 
     graph = capture(source, inputs, args=args, estimate=estimate)
     result, _ = stream_network(
         graph,
         max_extra_macs=_share_of(max_extra_macs),
-        max_peak=parse_bytes(max_peak) if isinstance(max_peak, str) else max_peak,
+        max_peak=_bytes(max_peak),
         resident=input_resident,
         target=target,
         passes=input_passes,
@@ -856,10 +854,8 @@ def check(
         MemfitError: as for `memfit.plan` and `memfit.profile`.
     """
     from memfit.plan.network import limits_of
-    from memfit.units import parse_bytes
 
-    ram, flash, peak = (parse_bytes(size) if isinstance(size, str) else size for size in (max_ram, max_flash, max_peak))
-    limits = limits_of(target, ram, flash)
+    limits, peak = limits_of(target, _bytes(max_ram), _bytes(max_flash)), _bytes(max_peak)
     asked = {"ram": limits.ram, "flash": limits.flash, "peak": peak}
     if all(limit is None for limit in asked.values()):
         raise UsageError(
@@ -978,36 +974,27 @@ def prune(
     """
     from memfit.capture.sources.user_file import load_function
     from memfit.compress.choice import Limits
+    from memfit.compress.data import Sampling
     from memfit.compress.prune import Settings
     from memfit.compress.prune import prune as run
     from memfit.files import check_target
     from memfit.measure.session import no_progress
-    from memfit.units import parse_bytes
 
     if save is not None:
         check_target(save, force=force)
-    peak, flash = (parse_bytes(size) if isinstance(size, str) else size for size in (budget, max_flash))
-    tune, score = fine_tune, metric
-    if isinstance(fine_tune, str):
-        tune = load_function(fine_tune)
-    if isinstance(metric, str) and ".py:" in metric:
-        score = load_function(metric)
-        score.__name__ = metric.rpartition(":")[2]
+    tune = load_function(fine_tune) if isinstance(fine_tune, str) else fine_tune
+    score = load_function(metric) if isinstance(metric, str) and ".py:" in metric else metric
     settings = Settings(
-        data=data,
-        limits=Limits(peak, flash, max_macs),
+        Sampling(data, samples, batch, seed, mean, std),
+        limits=Limits(_bytes(budget), _bytes(max_flash), max_macs),
         latency_ms=max_latency,
         memory=memory,
-        samples=samples,
-        batch=batch,
         importance=importance,
         strategy=strategy,
         fine_tune=tune,
         metric=score,
         rounds=rounds,
         least=min_channels,
-        seed=seed,
-        images={"mean": mean, "std": std},
     )
     return run(
         source,
@@ -1108,37 +1095,31 @@ def quantize(
     """
     from memfit.capture.sources.user_file import load_function
     from memfit.compress import recipe
+    from memfit.compress.data import Sampling
     from memfit.compress.quantize import Settings
     from memfit.compress.quantize import quantize as run
     from memfit.files import check_target, write_whole
     from memfit.measure.session import no_progress
-    from memfit.units import parse_bytes
 
     if save is not None:
         check_target(save, force=force)
-    peak, flash = (parse_bytes(size) if isinstance(size, str) else size for size in (budget, max_flash))
-    assert peak is not None
     tune = load_function(train) if isinstance(train, str) else train
     score = load_function(metric) if isinstance(metric, str) and ".py:" in metric else metric
     settings = Settings(
-        data=data,
-        budget_bytes=peak,
+        Sampling(data, samples, batch, seed, mean, std),
+        budget_bytes=_bytes(budget),
         memory=memory,
         bits=tuple(bits),
         weight_bits=None if weight_bits is None else tuple(weight_bits),
-        max_flash=flash,
+        max_flash=_bytes(max_flash),
         strategy=strategy,
-        samples=samples,
-        batch=batch,
         ranges=ranges,
         metric=score,
         equalize=equalize,
         correct=correct,
         rounding=rounding,
         train=tune,
-        seed=seed,
         time_limit=time_limit,
-        images={"mean": mean, "std": std},
     )
     result = run(source, inputs, settings, args=args, weights=weights, progress=progress or no_progress)
     if save is not None:

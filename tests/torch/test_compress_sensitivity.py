@@ -23,6 +23,7 @@ from memfit.analysis.layers import layers
 from memfit.analysis.roles import Part, parts
 from memfit.cli.main import cli
 from memfit.compress import metrics
+from memfit.compress.data import Sampling
 from memfit.compress.fake_quant import Grids, fake_quantize, of_range, of_weight
 from memfit.compress.network import opened
 from memfit.compress.sensitivity import Settings, _Study, by_role, dips
@@ -150,8 +151,8 @@ def test_what_comes_after_a_layer_is_the_whole_network_to_the_bit(direction: str
     source, inputs = (net(), "2x3x16x16") if shape == "own" else (shape, "2x3x32x32" if "vit" in shape else "2x3x40x40")
     args = {"depth": 2, "img_size": 32} if "vit" in shape else None
     with opened(source, inputs, args=args) as network, one_thread():
-        settings = Settings(data="random", samples=2)
-        study = _Study(network, settings.open(network), settings)
+        settings = Settings(Sampling("random", samples=2))
+        study = _Study(network, settings.sampling.open(network.wanted), settings)
         study.prepare(None)
         batch = next(iter(study.data))
         runner, tensors = network.runner(batch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from memfit.analysis.layers import UNUSED, Layer
 from memfit.analysis.result import Calibration
-from memfit.compress.data import Data, Fingerprint, open_data
+from memfit.compress.data import Data, Fingerprint, Sampling
 from memfit.compress.freed import give_back
 from memfit.compress.network import Network, opened
 from memfit.compress.observers import METHODS, OF_HISTOGRAMS, PERCENTILE, Observer, Range, check_bits, grid, range_of
@@ -36,17 +36,12 @@ _LAST = frozenset({Role.LINEAR, Role.NORM, Role.ATTENTION, Role.MATMUL, Role.EMB
 class Settings:
     """What to calibrate with; see `memfit.calibrate`."""
 
-    data: Any
-    samples: int | None = None
+    sampling: Sampling
     method: str = "minmax"
     bits: int = 8
     symmetric: bool = False
     percentile: float | None = None
     per_channel: bool = False
-    batch: int | None = None
-    seed: int = 0
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -85,18 +80,6 @@ class Settings:
             percentile=PERCENTILE if self.percentile is None else self.percentile,
         )
 
-    def open(self, network: Network) -> Data:
-        """Open the data for a network."""
-        return open_data(
-            self.data,
-            network.wanted,
-            samples=self.samples,
-            batch=self.batch,
-            seed=self.seed,
-            mean=self.mean,
-            std=self.std,
-        )
-
 
 def calibrate(
     source: str | nn.Module,
@@ -110,12 +93,12 @@ def calibrate(
     """Run a network on data and find the range of each layer's output; arguments as for `memfit.calibrate`."""
     progress("building the model", 0, None)
     with opened(source, inputs, args=args, weights=weights) as network:
-        data = settings.open(network)
+        data = settings.sampling.open(network.wanted, again=False)
         watch = _Watch(network, settings)
         for batch in data:
             watch.add(batch.inputs, batch)
             give_back()
-            progress("calibrating", watch.samples, data.length or settings.samples)
+            progress("calibrating", watch.samples, data.length or settings.sampling.samples)
         return watch.result(data, progress)
 
 
@@ -188,8 +171,9 @@ class _Watch:
             notes.append(f"infinite values are left out of the ranges of {_listed(infinite)}")
         if empty:
             notes.append(f"no finite value, and so no range, at {_listed(empty)}")
-        if settings.samples is not None and self.samples < settings.samples:
-            notes.append(f"the data has only {self.samples} of {settings.samples} samples")
+        wanted = settings.sampling.samples
+        if wanted is not None and self.samples < wanted:
+            notes.append(f"the data has only {self.samples} of {wanted} samples")
         return Calibration(
             source=network.what.name,
             inputs=self.described,
@@ -210,7 +194,7 @@ class _Watch:
                 "percentile": (settings.percentile or PERCENTILE) if settings.method == "percentile" else None,
                 "per_channel": settings.per_channel,
                 "batch": data.batch,
-                "seed": settings.seed,
+                "seed": settings.sampling.seed,
             },
             channels=channels,
             fingerprint={"model": network.fingerprint(), "data": self._data.hexdigest()},

@@ -219,6 +219,37 @@ def open_data(
     raise UsageError("this is not data that memfit reads", where="--data", received=repr(text), todo=_KINDS)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which samples to run on, and in what batches; see `open_data`."""
+
+    data: Any
+    samples: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def open(self, wanted: Sequence[Wanted] | None, *, again: bool = True) -> Data:
+        """Open the data for a model's inputs; for going through it `again`, what comes only once is kept."""
+        kept = _Kept(self.data) if again and isinstance(self.data, Iterator) else self.data
+        return open_data(**{**vars(self), "data": kept}, wanted=wanted)
+
+
+class _Kept:
+    """An iterator that can be gone through again."""
+
+    def __init__(self, once: Iterator[Any]) -> None:
+        self._once = once
+        self._seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._seen
+        for batch in self._once:
+            self._seen.append(batch)
+            yield batch
+
+
 def _known(wanted: Sequence[Wanted] | None, data: str) -> Sequence[Wanted]:
     if wanted is None:
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from memfit.capture.entry import Model
 from memfit.compress.calibrate import channel_axes
 from memfit.compress.channels import IMPORTANCE, Group, Surgery, copy_of
 from memfit.compress.choice import STRATEGIES, Figures, Limits, Pool, pool, smallest
-from memfit.compress.data import RANDOM, Wanted, open_data
+from memfit.compress.data import RANDOM, Sampling, Wanted
 from memfit.compress.resize import Sizes, measure_sizes
 from memfit.compress.scoring import METRICS, Scorer, called, renew_statistics, taylor_gradients
 from memfit.errors import SourceError, UsageError
@@ -53,12 +53,10 @@ _LISTED = 4
 class Settings:
     """What to prune to, and how."""
 
-    data: Any
+    sampling: Sampling
     limits: Limits
     latency_ms: float | None = None
     memory: str = "mcunet"
-    samples: int | None = None
-    batch: int | None = None
     importance: str = "magnitude"
     strategy: str = "peak"
     fine_tune: str | Callable[[nn.Module], Any] | None = None
@@ -67,9 +65,6 @@ class Settings:
     """Rounds of pruning, each followed by fine-tuning where there is some; limits close in on the last."""
     least: int = 4
     """Channels that each layer keeps at the least."""
-    seed: int = 0
-    images: Mapping[str, Any] = field(default_factory=dict)
-    """How images are scaled: `mean` and `std`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before anything is built."""
@@ -139,7 +134,7 @@ def prune(
             todo="name the model itself, such as torchvision:mobilenet_v2 or FILE.py:CALLABLE, or pass an nn.Module",
         )
     progress("building the model", 0, None)
-    with subject(source, args, Placing(weights=weights)) as what, _seeded(settings.seed):
+    with subject(source, args, Placing(weights=weights)) as what, _seeded(settings.sampling.seed):
         work = _Work(what, inputs, settings, progress)
         result = work.run()
         if save is not None:
@@ -172,10 +167,7 @@ class _Work:
         wanted = tuple(
             Wanted(entry["name"], tuple(entry["shape"]), entry["dtype"], strict=given) for entry in call.described
         )
-        data = open_data(
-            settings.data, wanted, samples=settings.samples, batch=settings.batch, seed=settings.seed, **settings.images
-        )
-        return Scorer(data, self.arguments, settings.metric, self.what.model).chosen()
+        return Scorer(settings.sampling.open(wanted), self.arguments, settings.metric, self.what.model).chosen()
 
     def capture(self, model: nn.Module) -> Graph:
         """Capture a model of the same inputs, as `memfit profile` does."""
@@ -295,7 +287,7 @@ class _Work:
                 surgery.remove(group.name, range(count))
             return self.capture(surgery.close())
 
-        sizes = measure_sizes(capture, [group.channels for group in groups], seed=self.settings.seed)
+        sizes = measure_sizes(capture, [group.channels for group in groups], seed=self.settings.sampling.seed)
         whole = [groups[i].name for i in sorted(sizes.failing)]
         if whole:
             self._note(f"the model's own code fixes the channels of {_listed(whole)}, which stay")
@@ -430,14 +422,14 @@ class _Work:
             environment=dict(after.environment),
             settings={
                 "data": self.scorer.data.name,
-                "samples": settings.samples,
+                "samples": settings.sampling.samples,
                 "metric": self.scorer.name,
                 "importance": settings.importance,
                 "strategy": settings.strategy,
                 "rounds": settings.rounds,
                 "fine_tuned": settings.fine_tune is not None,
                 "least_channels": settings.least,
-                "seed": settings.seed,
+                "seed": settings.sampling.seed,
             },
             module=model,
         )

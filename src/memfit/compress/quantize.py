@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from memfit.capture.replay import named_tensors
 from memfit.compress import precision, ranges
 from memfit.compress.adjust import corrections, equalize
 from memfit.compress.calibrate import not_a_number
-from memfit.compress.data import Data, Fingerprint, hash_model, open_data
+from memfit.compress.data import Fingerprint, Sampling, hash_model
 from memfit.compress.fake_quant import Grids, fake_quantize, of_range
 from memfit.compress.learned_rounding import learn
 from memfit.compress.network import Network, opened
@@ -63,7 +63,7 @@ _ROUNDS, _CHANGES = 2, (1 << 30, 6, 2)
 class Settings:
     """What to quantize to, and how; see `memfit.quantize`."""
 
-    data: Any
+    sampling: Sampling
     budget_bytes: int
     memory: str = "mcunet"
     bits: tuple[int, ...] = BITS
@@ -71,18 +71,13 @@ class Settings:
     """None: 8, or with a limit of flash the widths of `bits`."""
     max_flash: int | None = None
     strategy: str = "exact"
-    samples: int | None = None
-    batch: int | None = None
     ranges: str | Path | None = None
     metric: str | Callable[[nn.Module], Any] | None = None
     equalize: bool = True
     correct: bool = True
     rounding: str = "nearest"
     train: Callable[[nn.Module], Any] | None = None
-    seed: int = 0
     time_limit: float = 60.0
-    images: Mapping[str, Any] = field(default_factory=dict)
-    """How images are scaled: `mean` and `std`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before anything is built."""
@@ -166,7 +161,7 @@ class _Work:
         self.demand: Demand = self.memory.demand(view)
         self.rows: tuple[Layer, ...] = view.layers
         self.baseline = profile_graph(self.base, memory=settings.memory)
-        self.data = self._data()
+        self.data = settings.sampling.open(network.wanted)
         self.runners: dict[int, tuple[Graph, Runner]] = {}
         self.model = Quantized(network.what.model, Rounding()).network
         """A copy, whose weights may be changed."""
@@ -180,10 +175,6 @@ class _Work:
         self.fingerprint = Fingerprint()
         self.samples = 0
         self.notes: dict[str, None] = dict.fromkeys((*network.notes, *self.base.notes))
-
-    def _data(self) -> Data:
-        s = self.settings
-        return open_data(s.data, self.network.wanted, samples=s.samples, batch=s.batch, seed=s.seed, **s.images)
 
     def runner(self, batch: Any) -> tuple[Runner, list[Tensor]]:
         """Give a runner of the copy's weights."""
@@ -206,7 +197,7 @@ class _Work:
         programme = self._programme(measured).reachable()
         flash = self._flash_programme(of_weights)
         self.progress("choosing bits", 0, None)
-        options = {"time_limit": self.settings.time_limit, "seed": self.settings.seed}
+        options = {"time_limit": self.settings.time_limit, "seed": self.settings.sampling.seed}
         solutions = {name: solve(programme, **options) for name, solve in precision.STRATEGIES.items()}
         solutions["exact"] = self._refined(programme, solutions, grids, options)
         choices = {}
@@ -367,7 +358,7 @@ class _Work:
                         found = runner.resume(cut, weights={cut.layer: {weight: rounded}})
                         of_weights[weight][bits] += _noise(own, found)
                 done += 1
-                whole = self.data.length or self.settings.samples
+                whole = self.data.length or self.settings.sampling.samples
                 self.progress("measuring sensitivity", done, whole and -(-whole // batch.samples) * len(numbers))
         signal = max(signal, 1e-300)
         shares = ({name: {b: n / signal for b, n in of.items()} for name, of in all_of.items()} for all_of in
@@ -642,7 +633,7 @@ class _Work:
                 "correct": settings.correct,
                 "rounding": settings.rounding,
                 "trained": settings.train is not None,
-                "seed": settings.seed,
+                "seed": settings.sampling.seed,
             },
             strategies=tuple(strategies),
             recipe=recipe,
@@ -759,7 +750,7 @@ class _Work:
                 {"name": name, "shape": list(entry["shape"]), "dtype": entry["dtype"]}
                 for name, entry in zip(self._input_names(), self.baseline.inputs, strict=True)
             ),
-            settings={"strategy": settings.strategy, "bits": list(settings.bits), "seed": settings.seed},
+            settings={"strategy": settings.strategy, "bits": list(settings.bits), "seed": settings.sampling.seed},
             activations=activations,
             weights=weights,
             changed=changed,

@@ -20,7 +20,7 @@ from memfit.analysis.roles import Part, parts, weighted
 from memfit.capture.replay import named_tensors
 from memfit.compress import metrics
 from memfit.compress.calibrate import channel_axes
-from memfit.compress.data import Batch, Data, Fingerprint, open_data
+from memfit.compress.data import Batch, Data, Fingerprint, Sampling
 from memfit.compress.fake_quant import Grids, of_range
 from memfit.compress.network import Network, opened
 from memfit.compress.observers import check_bits
@@ -57,8 +57,7 @@ WHOLE = {"quantize": NONE_QUANTIZED, "float": ALL_QUANTIZED}
 class Settings:
     """What to measure; see `memfit.sensitivity`."""
 
-    data: Any
-    samples: int | None = None
+    sampling: Sampling
     bits: int = 8
     metric: str | Callable[..., Any] = "sqnr"
     direction: str = "quantize"
@@ -68,10 +67,6 @@ class Settings:
     store: str | Path | None = None
     jobs: int = 1
     backend: str = "loky"
-    batch: int | None = None
-    seed: int = 0
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -109,21 +104,6 @@ class Settings:
         """The directions to measure, the main one first."""
         return DIRECTIONS if self.direction == BOTH else (self.direction,)
 
-    def open(self, network: Network) -> Data:
-        """Open the data for a network."""
-        data = self.data
-        if not isinstance(data, str | Path) and iter(data) is data:  # it is gone through more than once
-            data = list(data)
-        return open_data(
-            data,
-            network.wanted,
-            samples=self.samples,
-            batch=self.batch,
-            seed=self.seed,
-            mean=self.mean,
-            std=self.std,
-        )
-
 
 def sensitivity(
     source: str | nn.Module,
@@ -141,7 +121,7 @@ def sensitivity(
     with ExitStack() as stack:
         network = stack.enter_context(opened(source, inputs, args=args, weights=weights))
         stack.enter_context(one_thread())
-        data = settings.open(network)
+        data = settings.sampling.open(network.wanted)
         study = _Study(network, data, settings, progress)
         study.prepare(ranges)
         if settings.method == "taylor":
@@ -187,10 +167,11 @@ class _Study:
                 watch.run(runner, tensors, self.chosen, sum(self.batches))
             found.add(batch)
             self.batches.append(batch.samples)
-            self.progress("calibrating", sum(self.batches), self.data.length or self.settings.samples)
+            self.progress("calibrating", sum(self.batches), self.data.length or self.settings.sampling.samples)
         assert runner is not None  # data without samples is refused
-        if self.settings.samples is not None and sum(self.batches) < self.settings.samples:
-            self.notes.append(f"the data has only {sum(self.batches)} of {self.settings.samples} samples")
+        wanted = self.settings.sampling.samples
+        if wanted is not None and sum(self.batches) < wanted:
+            self.notes.append(f"the data has only {sum(self.batches)} of {wanted} samples")
         self.fingerprint = {"model": self.network.fingerprint(), "data": found.hexdigest()}
         outputs = watch.grids(self.settings.bits, self.notes) if ranges is None else self._given(ranges, runner)
         weights = quantized_weights(runner, self.chosen, self.settings.bits)
@@ -400,7 +381,7 @@ class _Study:
                 "ranges": None if self.settings.ranges is None else str(self.settings.ranges),
                 "per_channel": self.settings.per_channel,
                 "batch": self.data.batch,
-                "seed": self.settings.seed,
+                "seed": self.settings.sampling.seed,
             },
             roles=by_role(rows, key),
             fingerprint=self.fingerprint,
@@ -417,7 +398,7 @@ class _Study:
         """Estimate every layer from one backward pass a batch, and measure some to see how good that is."""
         from memfit.compress.taylor import estimated_noise
 
-        generator = torch.Generator().manual_seed(self.settings.seed)
+        generator = torch.Generator().manual_seed(self.settings.sampling.seed)
         noise: dict[int, list[float]] = {number: [] for number in self.chosen}
         signal: list[float] = []
         exact: dict[int, metrics.Sums] = {}

@@ -70,7 +70,9 @@ def load_function(source: str) -> Callable[..., Any]:
     file, _, name = source.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise SourceError("there is no such file", where=source, received=file, todo="check the path")
+        raise SourceError(
+            "there is no such file", where=source, received=file or "no file", todo="write FILE.py:CALLABLE"
+        )
     with _on_path(path):
         module = _import(path)
     target = getattr(module, name, None)
@@ -92,6 +94,7 @@ def load_function(source: str) -> Callable[..., Any]:
         except Exception as error:
             raise _own_error(path, error, f"{name} failed") from error
 
+    call.__name__ = name
     return call
 
 
