@@ -1,0 +1,397 @@
+"""The streaming executor: any plan, in one array of the planned size, gives what a plain run gives, to the bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stream_nets
+from stream_nets import StreamNet
+from tflite_models import Net
+
+from memfit.errors import InternalError, UnsupportedOp, UsageError
+from memfit.formats.tflite import TfliteModel, parse_model, read_model
+from memfit.kernels import Interpreter
+from memfit.kernels.kernel import Array
+from memfit.packing import Buffer, violations
+from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records
+from memfit.stream.layout import lay_out, line_name, sums_name, value_name
+from memfit.stream.segments import Segment, Segments
+
+SHARED = Path(__file__).parents[3] / "shared" / "models"
+
+MODELS = (
+    "mlperf-tiny/vww_96_int8", "mlperf-tiny/pretrainedResnet_quant", "mlperf-tiny/pretrainedResnet",
+    "mlperf-tiny/kws_ref_model", "mlperf-tiny/ad01_int8", "tflite-micro/person_detect",
+    "tflite-micro/keyword_scrambled_8bit", "tflite-micro/mobilenet_v2_quantized_1x3x224x224",
+)  # fmt: skip
+
+SMALL: dict[str, Callable[[], bytes]] = {
+    "resnet18": lambda: stream_nets.resnet18(40, 4, 10),
+    "efficientnet_b0": lambda: stream_nets.efficientnet_b0(40, 0.1, 10),
+    "unet": lambda: stream_nets.unet(24, 3, 3),
+    "unet, resized": lambda: stream_nets.unet(24, 3, 3, resize=True),
+    "mcunet": lambda: stream_nets.mcunet(48, 0.25, 10),
+}
+
+
+def values(model: TfliteModel, seed: int = 0) -> list[Array]:
+    draw = np.random.default_rng(seed)
+    made = []
+    for i in model.main.inputs:
+        tensor = model.main.tensors[i]
+        if tensor.type == "FLOAT32":
+            made.append(draw.normal(size=tensor.shape).astype(np.float32))
+        else:
+            info = np.iinfo({"INT8": "i1", "INT16": "i2"}[tensor.type])
+            made.append(draw.integers(info.min, info.max, tensor.shape, info.dtype, endpoint=True))
+    return made
+
+
+def plan_at_random(network: StreamNetwork, pick: random.Random) -> StreamPlan:
+    """Cut a network at random, each part in any way that the planner knows, whatever it costs."""
+    segments = Segments(network, resident=pick.random() < 0.4)
+    end, chosen = segments.count, []
+    while end:
+        every = list(segments.ending(end, 1 << 40, 1 << 40))
+        chosen.append(every[0] if every[0].in_place and pick.random() < 0.6 else pick.choice(every))
+        end = chosen[-1].begin
+    return plan_of(segments, chosen[::-1])
+
+
+def plan_of(segments: Segments, chosen: list[Segment]) -> StreamPlan:
+    arena = lay_out(segments, chosen, nodes=50)
+    extra = sum(segment.extra_macs for segment in chosen)
+    return StreamPlan(segments.network, segments.resident, arena, extra, (), True)
+
+
+def together(network: StreamNetwork, stripes: int = 1) -> StreamPlan:
+    """All operators in one segment."""
+    segments = Segments(network)
+    every = segments.ending(segments.count, 1 << 40, 1 << 40)
+    return plan_of(segments, [next(s for s in every if s.begin == 0 and s.stripes == stripes and not s.overlaps)])
+
+
+def best(network: StreamNetwork, share: float = 0.1, *, resident: bool = False) -> StreamPlan:
+    """Plan with a quick packing."""
+    return plan_stream(network, max_extra_macs=share, resident=resident, nodes=50)
+
+
+def agrees(plan: StreamPlan, given: list[Array], expected: tuple[Array, ...]) -> Execution:
+    """Run a plan and hold everything that it promises."""
+    found = execute(plan, given)
+    for ours, theirs in zip(found.outputs, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.tobytes() == theirs.tobytes()
+    assert found.peak_bytes == plan.peak_bytes
+    assert found.extra_macs == plan.extra_macs
+    assert found.macs == plan.network.macs + plan.extra_macs
+    assert found.input_passes == plan.passes
+    return found
+
+
+# -- any plan gives the same ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_any_plan_of_any_network_gives_the_same(seed: int) -> None:
+    model = parse_model(stream_nets.drawn(seed))
+    network, given = records(model), values(model, seed)
+    expected = Interpreter(model).run(given)
+    pick = random.Random(seed)
+    for _ in range(3):
+        agrees(plan_at_random(network, pick), given, expected)
+    agrees(best(network, 1.0), given, expected)
+
+
+def test_networks_at_random_say_much() -> None:
+    """Outputs that are nearly constant would agree whatever a plan did."""
+    distinct = []
+    for seed in range(50):
+        model = parse_model(stream_nets.drawn(seed))
+        output = Interpreter(model).run(values(model, seed))[-1]
+        distinct.append(len(np.unique(output)) / min(output.size, 100))
+    assert np.median(distinct) > 0.4
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_known_architectures(name: str, share: float) -> None:
+    model = parse_model(SMALL[name]())
+    given = values(model)
+    expected = Interpreter(model).run(given)
+    for resident in (False, True):
+        agrees(best(records(model), share, resident=resident), given, expected)
+
+
+@pytest.mark.parametrize("kind", ["INT16", "FLOAT32"])
+def test_wide_integers_and_floats(kind: str) -> None:
+    net = Net(kind)
+    x = net.input(1, 9, 8, 3)
+    y = net.conv(net.depthwise(net.conv(x, 6, 1), 3, 2), 3)
+    model = parse_model(net.build(net.pool(net.add(y, net.conv(y, 3)), "MAX", 3, 2)))
+    given, pick = values(model), random.Random(1)
+    for _ in range(5):
+        agrees(plan_at_random(records(model), pick), given, Interpreter(model).run(given))
+
+
+# -- real models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_real_models(name: str) -> None:
+    path = SHARED / f"{name}.tflite"
+    if not path.exists():
+        pytest.skip("the real models are not beside this checkout")
+    model = read_model(path)
+    network, given = records(model), values(model)
+    expected = Interpreter(model).run(given)
+    for resident in (False, True):
+        plan = best(network, resident=resident)
+        agrees(plan, given, expected)
+        assert plan.extra_share <= 0.1
+        if "mobilenet" in name:
+            assert plan.peak_bytes <= (260 if resident else 110) * 1024
+
+
+def test_the_real_runtime_gives_the_same(tmp_path: Path) -> None:
+    if find_spec("tflite_micro") is None:
+        pytest.skip("tflite-micro is not installed: pip install 'memfit[tflm]'")
+    from memfit.plan.runtime import outputs
+
+    for name in ("mcunet", "unet"):
+        path = tmp_path / "net.tflite"
+        path.write_bytes(SMALL[name]())
+        model = read_model(path)
+        batch = [values(model, seed) for seed in range(3)]
+        plan = best(records(model))
+        for given, theirs in zip(batch, outputs(path, batch), strict=True):
+            agrees(plan, given, theirs)
+
+
+# -- what a run says and takes ------------------------------------------------------------------------------------
+
+
+def test_rows_come_from_a_function() -> None:
+    net = StreamNet()
+    model = parse_model(net.build(net.conv(net.depthwise(net.conv(net.image(10, 12, 2), 5), 3), 2)))
+    network, given = records(model), values(model)
+    plan = together(network, 2)
+    asked: list[tuple[int, int, int]] = []
+
+    def camera(row: int, left: int, right: int) -> Array:
+        asked.append((row, left, right))
+        return given[0][0, row, left:right]
+
+    found = execute(plan, [camera])
+    assert found.outputs[0].tobytes() == Interpreter(model).run(given)[0].tobytes()
+    assert asked == [(row, 0, 7) for row in range(10)] + [(row, 5, 12) for row in range(10)]
+    assert found.input_passes == 2
+    with pytest.raises(UsageError, match="row 0, columns") as raised:
+        execute(plan, [lambda row, *_: given[0][0, row]])
+    assert "(12, 2) of int8 for (7, 2) of int8" in str(raised.value)
+
+
+def test_inputs_are_checked() -> None:
+    model = parse_model(SMALL["mcunet"]())
+    plan = best(records(model))
+    with pytest.raises(UsageError, match="another shape or type"):
+        execute(plan, [np.zeros((1, 2, 2, 3), np.int8)])
+    with pytest.raises(UsageError, match="2 arrays for 1 inputs"):
+        execute(plan, values(model) * 2)
+
+
+def test_a_depthwise_convolution_overwrites_its_input() -> None:
+    """Channel by channel, with one channel of scratch; the reshape before it takes no room at all."""
+    net = StreamNet()
+    image = net.reshape(net.linear(net.input(1, 5), 7 * 6 * 4), 1, 7, 6, 4)
+    model = parse_model(net.build(net.depthwise(image)))
+    network, given = records(model), values(model)
+    segments = Segments(network)
+    chosen = [next(segments.ending(end, 1 << 40, 1 << 40)) for end in range(1, segments.count + 1)]
+    assert [segment.in_place for segment in chosen] == [False, True, True]
+    plan = plan_of(segments, chosen)
+    assert len({plan.arena.value_offset(op.output) for op in network.ops}) == 1
+    assert plan.peak_bytes == 7 * 6 * 4 + 7 * 6
+    agrees(plan, given, Interpreter(model).run(given))
+
+
+def test_states_live_on() -> None:
+    net = Net()
+    model = parse_model(net.build(net.svdf(net.input(1, 6), 4)))
+    plain, streamed = Interpreter(model), Executor(best(records(model)))
+    for seed in (0, 1, 0):
+        given = values(model, seed)
+        assert plain.run(given)[0].tobytes() == streamed.run(given).outputs[0].tobytes()
+    streamed.reset()
+    assert streamed.run(values(model, 0)).outputs[0].tobytes() != plain.run(values(model, 0))[0].tobytes()
+
+
+def test_without_checks_it_gives_the_same() -> None:
+    model = parse_model(SMALL["efficientnet_b0"]())
+    plan, given = best(records(model)), values(model)
+    loose, strict = execute(plan, given, check=False), execute(plan, given)
+    assert loose.outputs[0].tobytes() == strict.outputs[0].tobytes()
+    assert replace(loose, outputs=()) == replace(strict, outputs=())
+
+
+def test_copies_are_no_larger_than_what_is_kept() -> None:
+    """Rows that go round the end of a ring are copied together for the time of one row."""
+    model = parse_model(SMALL["mcunet"]())
+    plan = best(records(model), 0)
+    largest = max(
+        line.rows * (right - left) * plan.network.values[line.value].pixel_bytes
+        for layout in plan.segments for line in layout.lines for left, right in line.columns
+    )  # fmt: skip
+    assert 0 < execute(plan, values(model)).gathered_bytes <= largest
+
+
+def test_an_estimate_is_refused() -> None:
+    network = replace(records(parse_model(SMALL["mcunet"]())), estimated=True)
+    with pytest.raises(UsageError, match="no weights"):
+        Executor(best(network))
+
+
+def test_an_operator_without_a_kernel_is_refused() -> None:
+    net = Net()
+    x = net.input(1, 8, 8, 2)
+    model = parse_model(net.build(net.op("GELU", [x], [net.like(x)], "GeluOptions", approximate=False)))
+    with pytest.raises(UnsupportedOp, match="GELU"):
+        Executor(best(records(model)))
+
+
+# -- damaged plans ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def chain() -> tuple[TfliteModel, StreamPlan]:
+    """Three windows one behind the other in one segment, and a mean that is added up."""
+    net = StreamNet()
+    x = net.conv(net.image(12, 10, 2), 4, 3)
+    model = parse_model(net.build(net.mean(net.conv(net.depthwise(x, 3), 3, 3))))
+    return model, together(records(model))
+
+
+def with_arena(plan: StreamPlan, **changed: Any) -> StreamPlan:
+    return replace(plan, arena=replace(plan.arena, **changed))
+
+
+def moved(plan: StreamPlan, offsets: dict[str, int]) -> StreamPlan:
+    """Put buffers elsewhere, in an array that still has room for all."""
+    sizes = {buffer.name: buffer.size for buffer in plan.arena.problem.buffers}
+    found = {**plan.arena.packing.offsets, **offsets}
+    height = max(found[name] + size for name, size in sizes.items())
+    return with_arena(plan, packing=replace(plan.arena.packing, offsets=found, height=height))
+
+
+def lifetime(plan: StreamPlan, name: str, *, later: int = 0, sooner: int = 0) -> StreamPlan:
+    """Let a buffer begin some steps later, or end some sooner."""
+    problem = plan.arena.problem
+    buffers = tuple(
+        Buffer(b.name, b.size, [(s.lower + later, s.upper - sooner, s.start, s.size or 0) for s in b.spans])
+        if b.name == name else b
+        for b in problem.buffers
+    )  # fmt: skip
+    return with_arena(plan, problem=replace(problem, buffers=buffers))
+
+
+def refused(plan: StreamPlan, model: TfliteModel, *said: str) -> None:
+    with pytest.raises(InternalError) as raised:
+        execute(plan, values(model))
+    for part in (*said, "operator", "step", "do not use this plan"):
+        assert part in str(raised.value)
+
+
+def test_a_ring_that_is_too_short_is_found() -> None:
+    model, plan = chain()
+    layout = plan.segments[0]
+    value = plan.network.ops[0].output
+    lines = tuple(replace(line, rows=2) if line.value == value else line for line in layout.lines)
+    damaged = with_arena(plan, layouts=(replace(layout, lines=lines), *plan.segments[1:]))
+    refused(damaged, model, "a plan keeps less of a value than is read", plan.network.values[value].name, "2 rows")
+
+
+def test_two_buffers_at_one_place_are_found() -> None:
+    model, plan = chain()
+    fed, value = plan.network.inputs[0], plan.network.ops[0].output
+    damaged = moved(plan, {line_name(0, 0, value): plan.arena.line_offset(0, 0, fed)})
+    refused(damaged, model, "a plan gives one byte to two buffers", line_name(0, 0, value), line_name(0, 0, fed))
+
+
+def test_rows_that_are_overwritten_too_early_are_found_even_where_outputs_agree() -> None:
+    """The sum waits for three windows while the ring goes on; all rows of this image are alike, so none is missed."""
+    net = StreamNet()
+    x = net.conv(net.image(12, 6, 2), 4)
+    model = parse_model(net.build(net.sum(x, net.depthwise(net.depthwise(net.depthwise(x))))))
+    plan = together(records(model))
+    layout, value = plan.segments[0], plan.network.ops[0].output
+    assert [line.rows for line in layout.lines if line.value == value] == [4]
+    lines = tuple(replace(line, rows=3) if line.value == value else line for line in layout.lines)
+    damaged = with_arena(plan, layouts=(replace(layout, lines=lines), *plan.segments[1:]))
+    alike = np.full((1, 12, 6, 2), 50, np.int8)
+    assert execute(damaged, [alike], check=False).outputs[0].tobytes() == Interpreter(model).run([alike])[0].tobytes()
+    name = plan.network.values[value].name
+    refused(damaged, model, "does not hold what was written", f"({name}), row 0, column 0", f"({name}), row 3", "ADD")
+
+
+def test_a_lifetime_that_ends_too_early_is_found() -> None:
+    model, plan = chain()
+    name = line_name(0, 0, plan.network.ops[0].output)
+    refused(lifetime(plan, name, sooner=5), model, "is dead", "row 10", "column 0")
+
+
+def test_a_lifetime_that_begins_too_late_is_found() -> None:
+    model, plan = chain()
+    name = line_name(0, 0, plan.network.ops[0].output)
+    refused(lifetime(plan, name, later=9), model, "writes into bytes", "nobody")
+    refused(lifetime(plan, sums_name(0), later=20), model, "bytes that it does not have")
+
+
+def test_an_output_that_is_freed_is_found() -> None:
+    model, plan = chain()
+    name = value_name(plan.network.outputs[0])
+    damaged = lifetime(plan, name, sooner=1)
+    refused(damaged, model, "a plan writes into bytes that it does not have")
+
+
+def test_an_array_that_is_too_small_is_found() -> None:
+    model, plan = chain()
+    packing = plan.arena.packing
+    refused(with_arena(plan, packing=replace(packing, height=packing.height - 1)), model, "outside of its arena")
+
+
+def test_columns_that_are_not_kept_are_found() -> None:
+    model, plan = chain()
+    layout = plan.segments[0]
+    lines = tuple(replace(line, columns=tuple((a, b - 1) for a, b in line.columns)) for line in layout.lines)
+    damaged = with_arena(plan, layouts=(replace(layout, lines=lines), *plan.segments[1:]))
+    with pytest.raises(InternalError, match="keeps less"):
+        execute(damaged, values(model))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_it_refuses_just_what_the_validator_refuses(seed: int) -> None:
+    """Buffers put anywhere: the packing's validator and the run, which share nothing, say the same."""
+    model = parse_model(stream_nets.drawn(seed))
+    network, given = records(model), values(model, seed)
+    pick = random.Random(seed)
+    plan = plan_at_random(network, pick)
+    names = list(plan.arena.packing.offsets)
+    for _ in range(4):
+        name = pick.choice(names)
+        damaged = moved(plan, {name: pick.randrange(plan.peak_bytes + 1)})
+        problem, offsets = damaged.arena.problem, damaged.arena.packing.offsets
+        if violations(problem, offsets):
+            with pytest.raises(InternalError):
+                execute(damaged, given)
+        else:
+            found = execute(damaged, given)
+            expected = Interpreter(model).run(given)
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(found.outputs, expected, strict=True))
