@@ -20,7 +20,7 @@ from memfit.analysis.result import (
     TrainingStep,
 )
 from memfit.capture.entry import capture, open_model
-from memfit.errors import UsageError
+from memfit.errors import UsageError, require
 from memfit.graph.io import SUFFIX
 from memfit.graph.io import load as load_graph
 from memfit.graph.io import save as save_graph
@@ -367,6 +367,7 @@ def bench(
         MemfitError: what failed, where, what was received and what to do.
         KeyboardInterrupt: before anything was measured; later, what was measured so far is returned with a note.
     """
+    require("torch", "torch", "running the model needs torch", where="memfit bench")
     from memfit.files import write_whole
     from memfit.measure import runs
     from memfit.measure.bench import measure
@@ -453,6 +454,7 @@ def calibrate(
     Raises:
         MemfitError: what failed, where, what was received and what to do.
     """
+    require("torch", "compress", "running the model needs torch", where="memfit calibrate")
     from memfit.compress import ranges
     from memfit.compress.calibrate import Settings
     from memfit.compress.calibrate import calibrate as run
@@ -535,6 +537,7 @@ def sensitivity(
         MissingExtra: joblib or Ray is not installed.
         MemfitError: what failed, where, what was received and what to do.
     """
+    require("torch", "compress", "running the model needs torch", where="memfit sensitivity")
     from memfit.compress.data import Sampling
     from memfit.compress.sensitivity import Settings
     from memfit.compress.sensitivity import sensitivity as run
@@ -627,6 +630,7 @@ def train(
     Raises:
         MemfitError: what failed, where, what was received and what to do; see `memfit.capture`.
     """
+    require("torch", "torch", "predicting a step of training needs torch", where="memfit train")
     from memfit.capture.optimizers import canonical
     from memfit.memory.cuda.allocator import Settings
     from memfit.training.predict import Predictor
@@ -972,6 +976,8 @@ def prune(
         MissingExtra: Torch-Pruning is not installed.
         MemfitError: what failed, where, what was received and what to do.
     """
+    require("torch", "compress", "running the model needs torch", where="memfit prune")
+    require("torch_pruning", "compress", "pruning needs Torch-Pruning", where="memfit prune")
     from memfit.capture.sources.user_file import load_function
     from memfit.compress.choice import Limits
     from memfit.compress.data import Sampling
@@ -1093,6 +1099,8 @@ def quantize(
         MissingExtra: OR-tools is not installed.
         MemfitError: what failed, where, what was received and what to do.
     """
+    require("torch", "compress", "running the model needs torch", where="memfit quantize")
+    require("ortools", "compress", "choosing bits needs OR-tools", where="memfit quantize")
     from memfit.capture.sources.user_file import load_function
     from memfit.compress import recipe
     from memfit.compress.data import Sampling

@@ -5,6 +5,8 @@ Every message answers four questions: what failed, where, what was received, wha
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class MemfitError(Exception):
     """Base of every error that memfit raises on purpose; `exit_code` is what the command line returns.
@@ -72,6 +74,27 @@ class OutputError(MemfitError):
 
 class MissingExtra(MemfitError):
     """A command needs a package that is not installed."""
+
+
+def require(package: str, extra: str, what: str, *, where: str) -> None:
+    """Say which extra to install where a package is missing, before there is any work.
+
+    Args:
+        package: as it is imported.
+        extra: of memfit, which has it.
+        what: what needs it, and its name, as in `reading images needs Pillow`.
+        where: the command or the option.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise MissingExtra(
+            f"{what}, which is not installed",
+            where=where,
+            received=f"no package {package}",
+            todo=f"pip install 'memfit[{extra}]'",
+        )
 
 
 class InternalError(MemfitError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from memfit.errors import UsageError
 
@@ -81,3 +82,12 @@ def format_count(count: int) -> str:
     '143,667,240'
     """
     return f"{count:,}"
+
+
+def format_names(names: Sequence[str], most: int = 5) -> str:
+    """List names, the first few where there are many.
+
+    >>> format_names(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -333,3 +333,33 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("package", "line", "extra"),
+    [
+        *(
+            ("torch", f"{name} torchvision:resnet18 {more}", extra)
+            for name, more, extra in (
+                ("calibrate", "--data random", "compress"),
+                ("sensitivity", "--data random", "compress"),
+                ("quantize", "--data random --budget 1MiB", "compress"),
+                ("prune", "--data random --budget 1MiB", "compress"),
+                ("bench", "", "torch"),
+                ("train", "--batch 2", "torch"),
+            )
+        ),
+        ("ortools", "quantize torchvision:resnet18 --data random --budget 1MiB", "compress"),
+        ("torch_pruning", "prune torchvision:resnet18 --data random --budget 1MiB", "compress"),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    package: str, line: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("memfit.errors.find_spec", lambda name: None if name == package else name)
+    arguments = line.split()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    for part in (f"received: no package {package}", f"where:    memfit {arguments[0]}", f"'memfit[{extra}]'"):
+        assert part in err

@@ -117,7 +117,7 @@ def test_a_search_that_is_cut_short_says_how_far_it_may_be() -> None:
 def test_without_or_tools_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "ortools.sat.python", None)
+    monkeypatch.setitem(sys.modules, "ortools", None)
     with pytest.raises(MissingExtra, match=r"(?s)OR-tools.*pip install 'memfit\[compress\]'"):
         exact(Programme((WIDTHS,), ({},), (Limit((Part(0, 8, 8),), 4),)))
 

@@ -306,12 +306,9 @@ def test_a_bad_name(case: tuple[Any, ...]) -> None:
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
     from memfit.errors import MissingExtra
 
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "timm" else find(name, *a))
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     with pytest.raises(MissingExtra) as caught:
         load("timm:resnet18")
     check(caught.value, what="needs timm", where="SOURCE", received="timm", todo="pip install 'memfit[zoo]'")

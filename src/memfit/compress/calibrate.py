@@ -21,6 +21,7 @@ from memfit.errors import CaptureError, UsageError
 from memfit.graph.model import Graph
 from memfit.graph.optable import Role
 from memfit.measure.session import Progress, no_progress
+from memfit.units import format_names
 
 if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
@@ -168,9 +169,9 @@ class _Watch:
                 channels[layer.name] = self._channels(observer)
         notes = [*network.notes, *network.graph.notes]
         if infinite:
-            notes.append(f"infinite values are left out of the ranges of {_listed(infinite)}")
+            notes.append(f"infinite values are left out of the ranges of {format_names(infinite)}")
         if empty:
-            notes.append(f"no finite value, and so no range, at {_listed(empty)}")
+            notes.append(f"no finite value, and so no range, at {format_names(empty)}")
         wanted = settings.sampling.samples
         if wanted is not None and self.samples < wanted:
             notes.append(f"the data has only {self.samples} of {wanted} samples")
@@ -274,7 +275,3 @@ def not_a_number(layer: Layer, output: Tensor, before: int, count: int) -> Captu
         received=f"{wrong:,} NaN of {output.numel():,} values, in samples {before + 1} to {before + count}",
         todo="check the weights, and that the data is scaled as it was in training",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

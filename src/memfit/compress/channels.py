@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memfit.errors import CaptureError, MissingExtra, SourceError, UsageError, said
+from memfit.errors import CaptureError, SourceError, UsageError, require, said
 
 IMPORTANCE = ("magnitude", "taylor", "bn-scale")
 """How channels can be rated."""
@@ -171,16 +171,9 @@ def torch_pruning() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
-        with quiet(), _without_timm():
-            import torch_pruning as found
-    except ImportError:
-        raise MissingExtra(
-            "pruning needs Torch-Pruning, which is not installed",
-            where="memfit prune",
-            received="no package torch_pruning",
-            todo="pip install 'memfit[compress]'",
-        ) from None
+    require("torch_pruning", "compress", "pruning needs Torch-Pruning", where="memfit prune")
+    with quiet(), _without_timm():
+        import torch_pruning as found
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memfit.errors import MissingExtra, SourceError, UsageError, said
+from memfit.errors import SourceError, UsageError, require, said
 from memfit.units import format_shape
 
 if TYPE_CHECKING:
@@ -537,15 +537,7 @@ class _Folder:
     """A folder of images, which are read when they are wanted."""
 
     def __init__(self, folder: Path, wanted: Sequence[Wanted], colours: tuple[Tensor, Tensor]) -> None:
-        try:
-            import PIL  # noqa: F401
-        except ImportError:
-            raise MissingExtra(
-                "reading images needs Pillow, which is not installed",
-                where="--data",
-                received=str(folder),
-                todo="pip install 'memfit[compress]'",
-            ) from None
+        require("PIL", "compress", "reading images needs Pillow", where="--data")
         self.folder, self.wanted, self.colours = folder, wanted[0], colours
         self.classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and any(_images(p))))
         self.files: list[tuple[Path, int | None]] = []

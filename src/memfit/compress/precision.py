@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from memfit.errors import MissingExtra
+from memfit.errors import require
 from memfit.memory.demand import Demand, Part
 
 Bits = tuple[int | None, ...]
@@ -153,15 +153,9 @@ def exact(
     Raises:
         MissingExtra: OR-tools is not installed.
     """
-    try:
-        from ortools.sat.python import cp_model
-    except ImportError:
-        raise MissingExtra(
-            "choosing bits needs OR-tools, which is not installed",
-            where="memfit quantize",
-            received="no package ortools",
-            todo="pip install 'memfit[compress]'",
-        ) from None
+    require("ortools", "compress", "choosing bits needs OR-tools", where="memfit quantize")
+    from ortools.sat.python import cp_model
+
     start = greedy(programme).bits if near is None else near[0]
     programme = programme.reachable()
     free = programme.binding()

@@ -30,7 +30,7 @@ from memfit.memory.flash import flash_of_graph
 from memfit.memory.model import MemoryModel, Options, View
 from memfit.memory.profile import profile_graph
 from memfit.memory.registry import memory_model
-from memfit.units import format_bytes, format_count
+from memfit.units import format_bytes, format_count, format_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,6 @@ _TRIES = 8
 """Rounds of pruning and measuring that a latency may take."""
 _CLOSE = 0.95
 """Share of a latency that is near enough to it."""
-_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -290,7 +289,7 @@ class _Work:
         sizes = measure_sizes(capture, [group.channels for group in groups], seed=self.settings.sampling.seed)
         whole = [groups[i].name for i in sorted(sizes.failing)]
         if whole:
-            self._note(f"the model's own code fixes the channels of {_listed(whole)}, which stay")
+            self._note(f"the model's own code fixes the channels of {format_names(whole)}, which stay")
         return sizes
 
     def _pools(self, groups: Sequence[Group], rated: Mapping[str, Any], sizes: Sizes) -> list[Pool]:
@@ -508,10 +507,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _or(names: Sequence[str]) -> str:

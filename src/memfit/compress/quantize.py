@@ -253,13 +253,7 @@ class _Work:
         if self.settings.ranges is None:
             return None
         kept = ranges.read(self.settings.ranges)
-        if kept.fingerprint.get("model") != self.network.fingerprint():
-            raise UsageError(
-                "these ranges are of another network, or of other weights",
-                where="--ranges",
-                received=str(self.settings.ranges),
-                todo="calibrate this one with memfit calibrate --save",
-            )
+        kept.check_model(self.network.fingerprint(), str(self.settings.ranges))
         return {
             name: (float(entry["min"]), float(entry["max"]))
             for name, entry in kept.layers.items()

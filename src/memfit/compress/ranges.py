@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from memfit.analysis.result import Calibration
-from memfit.errors import SourceError
+from memfit.errors import SourceError, UsageError
 
 FORMAT = 1
 """Version of the file's format."""
@@ -26,6 +26,20 @@ class Ranges:
     settings: dict[str, Any]
     layers: dict[str, dict[str, Any]]
     """By name: `min`, `max`, `scale`, `zero_point`, and `channels` with lists of these and their `axis`, or None."""
+
+    def check_model(self, fingerprint: str, path: str) -> None:
+        """Refuse ranges of another model than the one with this fingerprint.
+
+        Raises:
+            UsageError: they are.
+        """
+        if self.fingerprint.get("model") != fingerprint:
+            raise UsageError(
+                "these ranges are of another model, or of other weights",
+                where="--ranges",
+                received=f"{path}, of {self.source}",
+                todo="calibrate this one: memfit calibrate … --save RANGES.json",
+            )
 
 
 def write(result: Calibration, stream: IO[str]) -> None:

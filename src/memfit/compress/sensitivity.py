@@ -19,7 +19,7 @@ from memfit.analysis.result import Sensitivity
 from memfit.analysis.roles import Part, parts, weighted
 from memfit.capture.replay import named_tensors
 from memfit.compress import metrics
-from memfit.compress.calibrate import channel_axes
+from memfit.compress.calibrate import channel_axes, not_a_number
 from memfit.compress.data import Batch, Data, Fingerprint, Sampling
 from memfit.compress.fake_quant import Grids, of_range
 from memfit.compress.network import Network, opened
@@ -39,6 +39,7 @@ from memfit.compress.sweep import (
 )
 from memfit.errors import CaptureError, SourceError, UsageError
 from memfit.measure.session import Progress, no_progress
+from memfit.units import format_names
 
 if TYPE_CHECKING:
     from memfit.capture.entry import Inputs
@@ -164,7 +165,7 @@ class _Study:
                     todo="give batches of (inputs, labels), a .npz with x and y or folders per class, or --metric sqnr",
                 )
             if ranges is None:
-                watch.run(runner, tensors, self.chosen, sum(self.batches))
+                watch.run(runner, tensors, self.chosen, sum(self.batches), batch.samples)
             found.add(batch)
             self.batches.append(batch.samples)
             self.progress("calibrating", sum(self.batches), self.data.length or self.settings.sampling.samples)
@@ -194,13 +195,7 @@ class _Study:
     def _given(self, ranges: Ranges, runner: Runner) -> dict[int, Grids]:
         """Lay the grids over ranges from a file."""
         where, path = "--ranges", str(self.settings.ranges)
-        if ranges.fingerprint.get("model") != self.fingerprint["model"]:
-            raise UsageError(
-                "these ranges are of another model, or of other weights",
-                where=where,
-                received=f"{path}, of {ranges.source}",
-                todo="calibrate this one: memfit calibrate … --save RANGES.json",
-            )
+        ranges.check_model(self.fingerprint["model"], path)
         symmetric = bool(ranges.settings.get("symmetric"))
         found: dict[int, Grids] = {}
         for number in self.chosen:
@@ -359,7 +354,7 @@ class _Study:
         assert network.graph is not None
         same = [row["name"] for row in rows if row["sqnr_db"] is None]
         if same:
-            self.notes.append(f"the output does not change at all with {_listed(same)}")
+            self.notes.append(f"the output does not change at all with {format_names(same)}")
         return Sensitivity(
             source=network.what.name,
             inputs=self.described,
@@ -446,8 +441,8 @@ class _Extremes:
         self.names: dict[int, str] = {}
         self.infinite: dict[str, None] = {}
 
-    def run(self, runner: Runner, inputs: Sequence[Tensor], chosen: Sequence[int], before: int) -> None:
-        """Run a batch."""
+    def run(self, runner: Runner, inputs: Sequence[Tensor], chosen: Sequence[int], before: int, samples: int) -> None:
+        """Run a batch of so many samples, after those before it."""
         self.axes = self.axes or channel_axes(runner.graph, runner.layers)
         wanted = frozenset(chosen)
 
@@ -456,7 +451,7 @@ class _Extremes:
                 return
             least, most = torch.aminmax(output)
             if bool(torch.isnan(least)):
-                self._refuse(runner.layers[number].name, output, before)
+                raise not_a_number(runner.layers[number], output, before, samples)
             if number not in wanted:
                 return
             if bool(torch.isinf(least) | torch.isinf(most)):
@@ -474,15 +469,6 @@ class _Extremes:
 
         runner.run(inputs, on_output=look)
 
-    def _refuse(self, name: str, output: Tensor, before: int) -> None:
-        wrong = int(torch.isnan(output).sum())
-        raise CaptureError(
-            "a layer puts out values that are not numbers",
-            where=name,
-            received=f"{wrong:,} NaN of {output.numel():,} values, from sample {before + 1} on",
-            todo="check the weights and how the data is scaled",
-        )
-
     def grids(self, bits: int, notes: list[str]) -> dict[int, Grids]:
         """Lay a grid over each layer's range."""
         constant = []
@@ -496,9 +482,9 @@ class _Extremes:
             else:
                 grids[number] = of_range(float(least), float(most), bits)
         if self.infinite:
-            notes.append(f"infinite values are left out of the ranges of {_listed(list(self.infinite))}")
+            notes.append(f"infinite values are left out of the ranges of {format_names(list(self.infinite))}")
         if constant:
-            notes.append(f"one and the same value, whatever the data, comes out of {_listed(constant)}")
+            notes.append(f"one and the same value, whatever the data, comes out of {format_names(constant)}")
         return grids
 
 
@@ -579,7 +565,3 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _floating(dtype: str) -> bool:
     found: torch.dtype = getattr(torch, dtype)
     return found.is_floating_point
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

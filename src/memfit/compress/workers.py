@@ -23,7 +23,7 @@ from memfit.compress.data import Batch
 from memfit.compress.runner import Runner
 from memfit.compress.store import Unit
 from memfit.compress.sweep import Batchwise, one_thread
-from memfit.errors import MissingExtra
+from memfit.errors import require
 
 CHUNK = 16
 """Layers that one task measures: the network's run up to the first of them is shared, and what a killed process
@@ -79,15 +79,8 @@ def spread(
     Raises:
         MissingExtra: a package is not installed.
     """
-    try:
-        from joblib import Parallel, delayed
-    except ImportError:
-        raise MissingExtra(
-            "several jobs need joblib, which is not installed",
-            where="--jobs",
-            received=str(jobs),
-            todo="pip install 'memfit[compress]'",
-        ) from None
+    require("joblib", "compress", "several jobs need joblib", where="--jobs")
+    from joblib import Parallel, delayed
 
     with BACKENDS[backend](jobs) as share:
         handles: dict[int, tuple[str, Any]] = {}
@@ -179,16 +172,10 @@ def _loky(_jobs: int) -> Iterator[Callable[[bytes], str]]:
 @contextmanager
 def _ray(jobs: int) -> Iterator[Callable[[bytes], Any]]:
     """Share what is packed through Ray's object store; a cluster of this machine's own where none is there."""
-    try:
-        import ray
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise MissingExtra(
-            "this backend needs Ray, which is not installed",
-            where="--backend",
-            received="ray",
-            todo="pip install 'memfit[ray]'",
-        ) from None
+    require("ray", "ray", "this backend needs Ray", where="--backend")
+    import ray
+    from ray.util.joblib import register_ray
+
     started = not ray.is_initialized()
     if started:
         there = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}

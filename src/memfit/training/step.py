@@ -15,7 +15,7 @@ from memfit.training import checkpointing, search
 from memfit.training.advice import Idea, combined, ideas
 from memfit.training.predict import Prediction, Predictor
 from memfit.training.setup import Setup
-from memfit.units import format_count
+from memfit.units import format_count, format_names
 
 AUTO = "auto"
 
@@ -59,7 +59,8 @@ def predict_step(
     setup = prediction.setup
     if setup.checkpoint:
         extra = checkpointing.recomputed_macs(prediction, predictor.predict(replace(setup, checkpoint=())))
-        notes.append(f"checkpointed: {_some(setup.checkpoint)}; backward computes {format_count(extra)} MACs again")
+        chosen = format_names(setup.checkpoint, most=4)
+        notes.append(f"checkpointed: {chosen}; backward computes {format_count(extra)} MACs again")
     totals = _totals(prediction, context)
     found: list[Idea] = []
     if room is not None:
@@ -234,8 +235,3 @@ def _notes(prediction: Prediction) -> list[str]:
     if setup.optimizer == "adam8bit":
         found.append("adam8bit is bitsandbytes' as its source describes it; it is not run here")
     return found
-
-
-def _some(paths: tuple[str, ...], most: int = 4) -> str:
-    shown = ", ".join(paths[:most])
-    return f"{shown} and {len(paths) - most} more" if len(paths) > most else shown

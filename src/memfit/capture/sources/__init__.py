@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.capture.sources.loaded import LoadedSource
-from memfit.errors import MissingExtra, SourceError, UsageError
+from memfit.errors import SourceError, UsageError, require
 
 Loader = Callable[[str, Mapping[str, Any] | None, str | None], LoadedSource]
 
@@ -84,16 +84,7 @@ def _dtype(text: str | None) -> str | None:
 
 
 def _require(package: str, extra: str) -> None:
-    """Say which extra to install where a package is missing."""
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise MissingExtra(
-            f"this source needs {package}, which is not installed",
-            where="SOURCE",
-            received=f"no package {package}",
-            todo=f"pip install 'memfit[{extra}]'",
-        )
+    require(package, extra, f"this source needs {package}", where="SOURCE")
 
 
 def _torchvision(name: str, args: Mapping[str, Any] | None, dtype: str | None) -> LoadedSource:
