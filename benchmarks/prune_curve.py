@@ -1,18 +1,20 @@
-"""Accuracy against peak memory on the digits network: channels taken out where the peak is, and evenly.
+"""Accuracy against peak memory on the digits network: pruned where the peak is, pruned evenly, pruned and quantized.
 
-For each seed a network is trained, pruned to shares of its peak with both strategies, and fine-tuned for some epochs.
-Writes a markdown table to stdout and a picture, and keeps each finished figure in a JSON file, so that a run that was
-stopped goes on where it was.
+For each seed a network is trained and brought to shares of its 8-bit peak in three ways, each with the same epochs of
+training: by peak-driven pruning, by uniform pruning, and by peak-driven pruning two thirds of the way (in equal
+factors) with bits chosen by the integer programme for the rest; there the last quarter of the epochs trains the
+quantized network. Writes a markdown table to stdout and a picture, and keeps each finished figure in a JSON file, so
+that a run that was stopped goes on where it was.
 
-    python benchmarks/prune_curve.py [--seeds 5] [--epochs 4] [--png prune_curve.png] [--json prune_curve.json]
+    python benchmarks/prune_curve.py [--seeds 5] [--epochs 8] [--png prune_curve.png] [--json prune_curve.json]
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,8 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import digits
 
 SHARES = (0.5, 0.25, 0.125)
-STRATEGIES = ("peak", "uniform")
-COLOURS = {"peak": "#2b6a99", "uniform": "#d1495b"}
+WAYS = ("peak", "uniform", "both")
+NAMES = {"peak": "peak-driven pruning", "uniform": "uniform pruning", "both": "peak-driven pruning, then bits"}
+COLOURS = {"peak": "#2b6a99", "uniform": "#d1495b", "both": "#2f8f5b"}
+RATE = 5e-4
+"""Of training the quantized network, whose gradients pass the rounding as they are: an eighth of fine-tuning's."""
+SAMPLES = 128
+"""Training digits that bits are measured with."""
 
 
 def trained(seed: int, folder: Path) -> torch.nn.Module:
@@ -42,35 +49,45 @@ def trained(seed: int, folder: Path) -> torch.nn.Module:
     return model
 
 
-def measure(seed: int, *, epochs: int, importance: str, done: dict[str, Any], keep: Any, folder: Path) -> None:
+def smaller(model: torch.nn.Module, budget: int, way: str, epochs: int, seed: int) -> dict[str, Any]:
+    """Bring a network to a peak in one of the ways."""
+    train = list(digits.train_data())
+    whole = memfit.profile(model, "1x1x32x32", memory="mcunet").totals["peak_bytes"]
+    last = max(epochs // 4, 1) if way == "both" else 0
+    pruned = memfit.prune(
+        model, "1x1x32x32", data=train, budget=budget if way != "both" else int(whole * (budget / whole) ** (2 / 3)),
+        strategy="uniform" if way == "uniform" else "peak", metric=digits.accuracy, seed=seed,
+        fine_tune=lambda module: digits.fine_tune(module, epochs - last, seed=seed),
+    )  # fmt: skip
+    t, found = pruned.totals, pruned.totals
+    if way == "both":
+        found = memfit.quantize(
+            pruned.module, "1x1x32x32", data=train, samples=SAMPLES, budget=budget, metric=digits.accuracy,
+            train=lambda module: digits.fine_tune(module, last, RATE, seed),
+        ).totals  # fmt: skip
+    return {
+        "peak_bytes": found["peak_bytes"], "pruned_bytes": t["peak_bytes"], "accuracy": found["metric"],
+        "untuned": t["untuned_metric"] if way != "both" else found["untrained_metric"], "params": t["params"],
+        "macs": t["macs"],
+    }  # fmt: skip
+
+
+def measure(seed: int, epochs: int, done: dict[str, Any], keep: Callable[[], None], folder: Path) -> None:
     """Fill in the figures of one seed."""
-    names = [f"{seed}/{share}/{strategy}" for share in SHARES for strategy in STRATEGIES]
+    names = [f"{seed}/{share}/{way}" for share in SHARES for way in WAYS]
     if f"{seed}/1" in done and all(name in done for name in names):
         return
     model = trained(seed, folder)
     whole = memfit.profile(model, "1x1x32x32", memory="mcunet").totals["peak_bytes"]
     done[f"{seed}/1"] = {"peak_bytes": whole, "accuracy": digits.accuracy(model)}
     keep()
-    train = list(digits.train_data())
     for share in SHARES:
-        for strategy in STRATEGIES:
-            name = f"{seed}/{share}/{strategy}"
-            if name in done:
-                continue
-            pruned = memfit.prune(
-                model, "1x1x32x32", data=train, budget=int(whole * share), strategy=strategy, importance=importance,
-                metric=digits.accuracy, seed=seed,
-            )  # fmt: skip
-            tuned = digits.fine_tune(copy.deepcopy(pruned.module), epochs, seed=seed)
-            done[name] = {
-                "peak_bytes": pruned.totals["peak_bytes"],
-                "untuned": pruned.totals["metric"],
-                "accuracy": digits.accuracy(tuned),
-                "macs": pruned.totals["macs"],
-                "params": pruned.totals["params"],
-            }
-            keep()
-            print(name, done[name], file=sys.stderr, flush=True)
+        for way in WAYS:
+            name = f"{seed}/{share}/{way}"
+            if name not in done:
+                done[name] = smaller(model, int(whole * share), way, epochs, seed)
+                keep()
+                print(name, done[name], file=sys.stderr, flush=True)
 
 
 def spread(values: list[float]) -> str:
@@ -80,58 +97,60 @@ def spread(values: list[float]) -> str:
 
 
 def table(done: dict[str, Any], seeds: list[int]) -> str:
-    """Write the figures as markdown."""
+    """Write the figures as markdown; points lost are against the same seed's whole network."""
     whole = [done[f"{seed}/1"] for seed in seeds]
     lines = [
-        "| share of the peak | bytes | strategy | accuracy, not trained again | accuracy, fine-tuned | parameters |",
-        "|---|---|---|---|---|---|",
-        f"| whole | {whole[0]['peak_bytes']:,} | | {spread([w['accuracy'] for w in whole])} | | 214,602 |",
+        "| share of the peak | bytes | way | accuracy | points lost, mean | the worst seed | parameters |",
+        "|---|---|---|---|---|---|---|",
+        f"| whole | {whole[0]['peak_bytes']:,} | | {spread([w['accuracy'] for w in whole])} | | | 214,602 |",
     ]
     for share in SHARES:
-        for strategy in STRATEGIES:
-            found = [done[f"{seed}/{share}/{strategy}"] for seed in seeds]
+        for way in WAYS:
+            found = [done[f"{seed}/{share}/{way}"] for seed in seeds]
+            lost = [100 * (w["accuracy"] - f["accuracy"]) for w, f in zip(whole, found, strict=True)]
             lines.append(
-                f"| {share:.3g} | {max(f['peak_bytes'] for f in found):,} | {strategy} | "
-                f"{spread([f['untuned'] for f in found])} | {spread([f['accuracy'] for f in found])} | "
+                f"| {share:.3g} | {max(f['peak_bytes'] for f in found):,} | {NAMES[way]} | "
+                f"{spread([f['accuracy'] for f in found])} | {mean(lost):.1f} | {max(lost):.1f} | "
                 f"{mean(f['params'] for f in found):,.0f} |"
             )
     return "\n".join(lines)
 
 
 def draw(done: dict[str, Any], seeds: list[int], path: Path) -> None:
-    """Draw both curves, before and after fine-tuning."""
+    """Draw the three curves after training, and in thin dots what pruning alone left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.6), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, 0.13, 0.88, 0.74))
+    axes = figure.add_axes((0.09, 0.13, 0.88, 0.72))
     whole = [done[f"{seed}/1"] for seed in seeds]
-    for strategy in STRATEGIES:
-        for key, style in (("accuracy", "-"), ("untuned", ":")):
-            points = [(whole[0]["peak_bytes"], [w["accuracy"] for w in whole])]
-            for share in SHARES:
-                found = [done[f"{seed}/{share}/{strategy}"] for seed in seeds]
-                points.append((mean(f["peak_bytes"] for f in found), [f[key] for f in found]))
-            sizes = [size / 1024 for size, _ in points]
-            means = [100 * mean(values) for _, values in points]
-            spreads = [100 * stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-            label = f"{strategy}, {'fine-tuned' if key == 'accuracy' else 'not trained again'}"
+    size = whole[0]["peak_bytes"]
+    axes.axhline(100 * mean(w["accuracy"] for w in whole), color="#66727f", linewidth=0.8, linestyle=(0, (4, 3)))
+    for number, way in enumerate(WAYS):
+        for key, style, width in (("accuracy", "-", 1.6), ("untuned", ":", 1.0)):
+            points = [[100 * done[f"{seed}/{share}/{way}"][key] for seed in seeds] for share in SHARES]
+            places = [size * share / 1024 * (1 + 0.012 * (number - 1)) for share in SHARES]
             axes.errorbar(
-                sizes, means, yerr=spreads, color=COLOURS[strategy], linestyle=style, marker="o", markersize=4,
-                capsize=3, linewidth=1.6 if key == "accuracy" else 1.1, label=label,
+                places, [mean(p) for p in points], yerr=[stdev(p) if len(p) > 1 else 0.0 for p in points],
+                color=COLOURS[way], linestyle=style, marker="o", markersize=4, capsize=3, linewidth=width,
+                elinewidth=0.9, label=NAMES[way] if key == "accuracy" else None,
             )  # fmt: skip
-    axes.set_xlabel("peak (mcunet), KiB", fontsize=9)
+    axes.plot([], [], color="#66727f", linestyle=":", linewidth=1.0, label="the same before its last training")
+    axes.plot([], [], color="#66727f", linestyle=(0, (4, 3)), linewidth=0.8, label="whole network")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([size * share / 1024 for share in SHARES])
+    axes.set_xticklabels([f"{size * share / 1024:.1f} KiB, 1/{round(1 / share)}" for share in SHARES])
+    axes.minorticks_off()
+    axes.set_xlabel("peak (mcunet), and its share of the whole network's at 8 bits", fontsize=9)
     axes.set_ylabel("test accuracy, %", fontsize=9)
     axes.grid(color="#e4e8ec", linewidth=0.8)
     axes.tick_params(length=0, labelsize=8)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     for side in axes.spines.values():
         side.set_visible(False)
-    figure.text(
-        0.03, 0.93, f"Digits network pruned: accuracy against peak memory, {len(seeds)} seeds", fontsize=11,
-        fontweight="bold",
-    )  # fmt: skip
+    figure.text(0.03, 0.93, "Digits network made smaller: accuracy against peak memory", fontsize=12, fontweight="bold")
+    figure.text(0.03, 0.88, f"{len(seeds)} seeds, mean and standard deviation", fontsize=9, color="#66727f")
     figure.savefig(path)
 
 
@@ -139,8 +158,7 @@ def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning")
-    parser.add_argument("--importance", default="magnitude")
+    parser.add_argument("--epochs", type=int, default=8, help="of training after the first")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--png", type=Path, default=Path("prune_curve.png"))
     parser.add_argument("--json", type=Path, default=Path("prune_curve.json"))
@@ -155,7 +173,7 @@ def main() -> None:
 
     for seed in seeds:
         folder = given.json.resolve().parent
-        measure(seed, epochs=given.epochs, importance=given.importance, done=done, keep=keep, folder=folder)
+        measure(seed, given.epochs, done, keep, folder)
     print(table(done, seeds))
     draw(done, seeds, given.png)
 

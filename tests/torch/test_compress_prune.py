@@ -402,6 +402,14 @@ def test_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "give --budget" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("limit", "said"), [("--budget=60KiB", "PASSIVE"), ("--max-latency=1000", None)])
+def test_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch, limit: str, said: str | None) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # remembers to put it back
+    del os.environ["OMP_WAIT_POLICY"]
+    assert main(["prune", "torchvision:no_such_model", "--data", "random", limit]) == 2
+    assert os.environ.get("OMP_WAIT_POLICY") == said
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 

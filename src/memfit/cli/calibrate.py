@@ -20,6 +20,7 @@ from memfit.cli.options import (
     select_options,
 )
 from memfit.cli.progress import check_save, progress_bar
+from memfit.cli.threads import wait_asleep
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
@@ -45,6 +46,7 @@ def command(*, source: str, save: Path | None, rows: Rows, output: Output, **opt
     check_output(output)
     check_save(save, output, "the ranges are kept")
 
+    wait_asleep()
     from memfit import api
     from memfit.compress.freed import keep_apart
 

@@ -24,6 +24,7 @@ from memfit.cli.options import (
     size_option,
 )
 from memfit.cli.progress import check_save, progress_bar
+from memfit.cli.threads import wait_asleep
 
 MEMORY = ("mcunet", "ideal", "eager", "autograd", "tinytl")
 IMPORTANCE = ("magnitude", "taylor", "bn-scale")
@@ -72,6 +73,8 @@ def command(*, source: str, save: Path | None, rows: Rows, output: Output, **opt
     check_output(output)
     check_save(save, output, "the pruned network is kept, as a program of torch.export,", ".pt2")
 
+    if options["max_latency"] is None:
+        wait_asleep()
     from memfit import api
 
     with progress_bar(source) as progress:

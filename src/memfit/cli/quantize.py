@@ -23,6 +23,7 @@ from memfit.cli.options import (
     size_option,
 )
 from memfit.cli.progress import check_save, progress_bar
+from memfit.cli.threads import wait_asleep
 from memfit.errors import UsageError
 
 MEMORY = ("mcunet", "ideal", "autograd", "tinytl")
@@ -118,6 +119,7 @@ def command(
     check_output(output)
     check_save(save, output, "a recipe is kept")
 
+    wait_asleep()
     from memfit import api
 
     with progress_bar(source) as progress:
