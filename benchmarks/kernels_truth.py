@@ -31,7 +31,7 @@ from memfit.errors import MemfitError
 from memfit.formats.tflite import TfliteModel, read_model
 from memfit.kernels import Interpreter
 from memfit.plan.runtime import ample
-from memfit.plan.verify import _values
+from memfit.plan.verify import sample_inputs
 
 
 class Result(NamedTuple):
@@ -52,7 +52,7 @@ def compare(path: Path, inputs: int) -> Result:
     model = read_model(path)
     main = model.main
     interpreter = Interpreter(model, keep=True)
-    batch = [list(_values(model, number, 0)) for number in range(inputs)]
+    batch = [sample_inputs(model, number, 0) for number in range(inputs)]
     made = sorted({i for operator in main.operators for i in operator.outputs})
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
@@ -121,7 +121,7 @@ def drawn(count: int, inputs: int) -> list[tuple[str, str, int, int]]:
             for seed in range(count):
                 path.write_bytes(kernel_nets.drawn(kind, seed))
                 model = read_model(path)
-                batch = [list(_values(model, number, seed)) for number in range(inputs)]
+                batch = [sample_inputs(model, number, seed) for number in range(inputs)]
                 interpreter = Interpreter(model)
                 same = all(
                     a.tobytes() == b.tobytes()

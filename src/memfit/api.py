@@ -770,8 +770,11 @@ def stream(
     input_resident: bool = False,
     input_passes: int | None = None,
     target: str | None = None,
+    verify: bool = False,
+    verify_inputs: int = 20,
     args: Mapping[str, Any] | None = None,
     estimate: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> Stream:
     """Plan a network so that parts of it are computed together, row by row, in little memory.
 
@@ -789,16 +792,24 @@ def stream(
         input_resident: the input is whole in memory from the start, rather than fed row by row.
         input_passes: how often a fed input may be read, once per stripe; without extra work it is read once.
         target: a board, whose RAM is `max_peak` where none is given.
+        verify: run the plan of a `.tflite` file in one array of its size: outputs must be those of a plain run, and are
+            compared with the real runtime's where that is installed.
+        verify_inputs: how many inputs to run.
         args: arguments of the source's constructor.
         estimate: let operations that a table lacks pass, with a note.
+        progress: is told what is being done.
 
     Raises:
         MemfitError: what failed, where, what was received and what to do.
     """
+    from memfit.formats.tflite import TfliteModel
     from memfit.stream.outcome import stream_network
+    from memfit.stream.verify import check_verification, verify_stream
 
+    if verify:
+        check_verification(source, verify_inputs)
     graph = capture(source, inputs, args=args, estimate=estimate)
-    result, _ = stream_network(
+    result, plan = stream_network(
         graph,
         max_extra_macs=_share_of(max_extra_macs),
         max_peak=_bytes(max_peak),
@@ -806,6 +817,10 @@ def stream(
         target=target,
         passes=input_passes,
     )
+    if verify:
+        assert isinstance(graph.origin, TfliteModel)  # check_verification saw that it will be
+        said = verify_stream(plan, graph.origin, inputs=verify_inputs, progress=progress)
+        result = replace(result, verification=said)
     return result
 
 

@@ -198,12 +198,15 @@ class Stream(Result):
     """Operators that cannot stream: `name`, `type`, `reason`."""
     advice: tuple[str, ...] = ()
     """What is missing, where a target is not met."""
+    verification: dict[str, Any] | None = None
+    """What running it said: inputs, how many gave identical outputs, and what the run took; None if it did not run."""
 
     command: ClassVar[str] = "stream"
 
     def further(self) -> dict[str, Any]:
-        """Give what was asked for, the front, the boards, what runs plainly, and what is missing."""
-        return {name: getattr(self, name) for name in ("settings", "front", "boards", "plain", "advice")}
+        """Give what was asked for, the front, the boards, what runs plainly, what is missing, and verification."""
+        names = ("settings", "front", "boards", "plain", "advice", "verification")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from memfit.cli.options import (
 @click.option("--input-resident", is_flag=True, help="The input is whole in memory, rather than fed row by row.")
 @click.option("--input-passes", metavar="N", type=COUNT, help="How often a fed input may be read.")
 @click.option("--target", metavar="BOARD", help="Fit this board's RAM; memfit targets lists them.")
+@click.option("--verify", is_flag=True, help="Run the plan in one array of its size: outputs must be identical.")
+@click.option("--verify-inputs", metavar="N", type=COUNT, default=20, show_default=True)
 @model_options
 @click.option("--estimate", is_flag=True, help="Estimate operations that memfit does not know, and say so.")
 @output_options
@@ -40,6 +42,6 @@ def command(*, source: str, output: Output, **options: Any) -> None:
 
     from memfit import api
 
-    with busy(f"planning {source}"):
-        result = api.stream(source, **given(options))
+    with busy(f"planning {source}") as report:
+        result = api.stream(source, progress=report, **given(options))
     deliver(result, output)

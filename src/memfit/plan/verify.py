@@ -5,7 +5,7 @@ Needs the extra `tflm`. The planned file runs in an arena of exactly the size th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def verify_plan(
     say = progress or (lambda _: None)
     with Runtime() as runtime:
         for start in range(0, inputs, _BATCH):
-            batch = [list(_values(model, number, seed)) for number in range(start, min(start + _BATCH, inputs))]
+            batch = [sample_inputs(model, number, seed) for number in range(start, min(start + _BATCH, inputs))]
             say(f"{start:,} of {inputs:,} inputs")
             plain = runtime.outputs(before, batch)
             planned = runtime.outputs(after, batch, arena=predicted_after)
@@ -94,9 +94,14 @@ def verify_plan(
     }
 
 
-def _values(model: TfliteModel, number: int, seed: int) -> Iterator[Array]:
-    """Make the inputs of one run: edge cases first, then random ones."""
+def sample_inputs(model: TfliteModel, number: int, seed: int) -> list[Array]:
+    """Make the inputs of run `number`: edge cases first, then random ones.
+
+    Raises:
+        UnsupportedOp: an input of a type that cannot be fed.
+    """
     random = np.random.default_rng((seed, number))
+    found = []
     for i in model.main.inputs:
         tensor = model.main.tensors[i]
         kind = _TYPES.get(tensor.type)
@@ -107,7 +112,8 @@ def _values(model: TfliteModel, number: int, seed: int) -> Iterator[Array]:
                 received=tensor.type,
                 todo="leave out --verify",
             )
-        yield _value(np.dtype(kind), tensor.shape, number, random)
+        found.append(_value(np.dtype(kind), tensor.shape, number, random))
+    return found
 
 
 def _value(dtype: np.dtype[Any], shape: Sequence[int], number: int, random: np.random.Generator) -> Array:

@@ -65,7 +65,19 @@ def lines(result: Result) -> list[str]:
             f"fits {len(fitting)} of {len(result.boards)} known boards ({fitted} before), the smallest: "
             + ", ".join(f"{board['name']} ({format_limit(board['ram_bytes'])})" for board in fitting[:4])
         )
+    if result.verification is not None:
+        found.append(_verified(result.verification))
     return found
+
+
+def _verified(v: dict[str, Any]) -> str:
+    real = ""
+    if v["runtime"] is not None:
+        real = f", {v['runtime_identical']:,} of {v['inputs']:,} those of {v['runtime']}"
+    return (
+        f"verified by running it in one array of {v['peak_bytes']:,} bytes: {v['identical']:,} of {v['inputs']:,} inputs "
+        f"give the outputs of a plain run{real}; extra MACs and passes over the input as planned"
+    )
 
 
 def _spread(front: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
