@@ -802,7 +802,6 @@ def stream(
     Raises:
         MemfitError: what failed, where, what was received and what to do.
     """
-    from memfit.formats.tflite import TfliteModel
     from memfit.stream.outcome import stream_network
     from memfit.stream.verify import check_verification, verify_stream
 
@@ -818,7 +817,6 @@ def stream(
         passes=input_passes,
     )
     if verify:
-        assert isinstance(graph.origin, TfliteModel)  # check_verification saw that it will be
         said = verify_stream(plan, graph.origin, inputs=verify_inputs, progress=progress)
         result = replace(result, verification=said)
     return result
