@@ -276,6 +276,96 @@ def test_drawn_models(start: int) -> None:
         check(Drawn(seed), torch.randn(2, 4, 3, 3), layers=99)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class Norms(nn.Module):
+    """Norms and activations that may overwrite what they read, and some that may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(5, 5, 3, padding=1, bias=False) for _ in range(6)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(5, affine=number % 2 == 0) for number in range(4)])
+        for norm in self.norms:
+            assert isinstance(norm, nn.BatchNorm2d)
+            norm.running_mean, norm.running_var = torch.randn(5), torch.rand(5) + 0.1
+            if norm.affine:
+                nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.silu(self.norms[0](self.convs[0](x)))
+        x = functional.hardswish(self.norms[1](self.convs[1](x)))
+        x = x + functional.gelu(self.convs[2](x))
+        bare = self.convs[3](x)
+        x = functional.relu(self.norms[2](bare)) + bare  # read twice: it must stay
+        x = self.norms[3](self.convs[4](x))
+        return functional.leaky_relu(self.convs[5](x)) + x.tanh()
+
+
+@pytest.mark.parametrize("laid", [channels_last, torch.Tensor.contiguous])
+@pytest.mark.parametrize("make", [Norms, UNet, lambda: Drawn(3)])
+def test_what_is_overwritten_changes_no_bit(make: Any, laid: Any) -> None:
+    torch.manual_seed(0)
+    model = make()
+    channels = 5 if isinstance(model, Norms) else 4 if isinstance(model, Drawn) else 3
+    check(model, laid(torch.randn(2, channels, 8, 8)), layers=99)
+
+
+def test_only_values_that_no_one_else_sees_are_overwritten() -> None:
+    torch.manual_seed(0)
+    model, x = Norms().eval(), channels_last(torch.randn(2, 5, 8, 8))
+    runner = Runner(capture_module(model, (x,)), model)
+    over = [op.target for op, step in zip(runner.graph.ops, runner._steps, strict=True) if step.inplace is not None]
+    # Not the third norm, whose input is read again, and not tanh, which reads a layer's output.
+    norm, activation = "aten.native_batch_norm.default", "aten.{}.default"
+    assert over == [
+        norm, activation.format("silu"), norm, activation.format("hardswish"), activation.format("gelu"),
+        activation.format("relu"), norm, activation.format("leaky_relu"),
+    ]  # fmt: skip
+    outputs: list[tuple[Tensor, Tensor]] = []
+    runner.run([x], on_output=lambda _, output: outputs.append((output, output.clone())))
+    assert all(torch.equal(seen, kept) for seen, kept in outputs)  # what the hook saw is as it was
+
+
+def test_a_norm_whose_numbers_change_is_asked_again() -> None:
+    torch.manual_seed(0)
+    model, x = Norms().eval(), channels_last(torch.randn(2, 5, 8, 8))
+    runner = Runner(capture_module(model, (x,)), model)
+    first = runner.run([x])[0]
+    with torch.no_grad():
+        norm = model.norms[0]
+        assert isinstance(norm, nn.BatchNorm2d)
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            tensor.mul_(1.25)
+            found, own = runner.run([x])[0], model(x)
+            assert torch.equal(found, own)
+            assert not torch.equal(found, first)
+            first = found
+        replaced = {1: {"norms.0.weight": norm.weight * 2}}
+        changed = runner.run([x], weights=replaced)[0]
+        assert torch.equal(runner.run([x])[0], own)
+        norm.weight.mul_(2)
+        assert torch.equal(changed, model(x))
+        norm.weight.fill_(torch.inf)
+        assert same(runner.run([x]), [model(x)])
+
+
+def test_what_nothing_reads_does_not_run() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(1, 3, 6, 6)
+    runner = Runner(capture_module(model, (x,)), model)
+    ran: list[str] = []
+    for step, op in zip(runner._steps, runner.graph.ops, strict=True):
+        step.function = lambda *args, inner=step.function, name=op.target, **kwargs: (
+            ran.append(name), inner(*args, **kwargs),
+        )[1]  # fmt: skip
+        step.inplace = None
+    runner.run([x])
+    assert ran == ["aten.convolution.default", "aten.native_batch_norm.default"]
+    assert "aten.empty.memory_format" in [op.target for op in runner.graph.ops]  # the norm's reserve
+
+
 def test_only_what_depends_on_the_change_runs_again() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:

@@ -93,7 +93,7 @@ def calibrate(
 ) -> Calibration:
     """Run a network on data and find the range of each layer's output; arguments as for `memfit.calibrate`."""
     progress("building the model", 0, None)
-    with opened(source, inputs, args=args, weights=weights) as network:
+    with opened(source, inputs, args=args, weights=weights, quick=True) as network:
         data = settings.sampling.open(network.wanted, again=False)
         watch = _Watch(network, settings)
         for batch in data:

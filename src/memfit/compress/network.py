@@ -38,10 +38,13 @@ class Network:
     Args:
         what: the model.
         inputs: shapes as text, or None for the model's own, or for the data's where it has none.
+        quick: lay images down as they run fastest: channels last, where most weights are of convolutions that oneDNN
+            computes. PyTorch then computes with other kernels, which differ in the last bits.
     """
 
-    def __init__(self, what: Subject, inputs: Inputs | None) -> None:
+    def __init__(self, what: Subject, inputs: Inputs | None, *, quick: bool = False) -> None:
         self.what = what
+        self._channels_last = quick and _convolutional(what.model)
         self.notes = what.notes
         self.layers: tuple[Layer, ...] = ()
         """Of the first batch; those of every other have the same names."""
@@ -105,9 +108,10 @@ class Network:
 
     def _arranged(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put a batch's tensors in the places of the call."""
+        inputs = tuple(_laid(t) if self._channels_last else t for t in batch.inputs)
         if self._call is None:
-            return ((), dict(zip(batch.names, batch.inputs, strict=True))) if batch.names else (batch.inputs, {})
-        given = iter(batch.inputs)
+            return ((), dict(zip(batch.names, inputs, strict=True))) if batch.names else (inputs, {})
+        given = iter(inputs)
         args, kwargs = tree_map(lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf, self._call)
         return args, kwargs
 
@@ -155,6 +159,21 @@ class Network:
         return tuple(replace(entry, rows=limits.get(s)) for entry, s in zip(wanted, storages, strict=True))
 
 
+def _convolutional(model: nn.Module) -> bool:
+    """Tell whether most weights are of two-dimensional convolutions, and oneDNN computes them."""
+    dims = [p.dim() for p in model.parameters() if p.dim() > 1 and p.dtype is torch.float32]
+    return torch._C._has_mkldnn and 2 * dims.count(4) > len(dims)
+
+
+def _laid(tensor: Tensor) -> Tensor:
+    """Lay images channels last, those of one channel too, of which PyTorch thinks that they are."""
+    if tensor.dim() != 4 or not tensor.is_floating_point():
+        return tensor
+    _, channels, height, width = tensor.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return tensor.contiguous(memory_format=torch.channels_last).as_strided(tensor.shape, strides)
+
+
 def _same(one: Tensor, other: Tensor) -> bool:
     """Compare to the bit, except that NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
@@ -175,6 +194,7 @@ def opened(
     *,
     args: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
+    quick: bool = False,
 ) -> Iterator[Network]:
     """Open a source with real weights; a module that the caller holds is left as it was.
 
@@ -183,9 +203,10 @@ def opened(
         inputs: shapes as text, or None for the model's own.
         args: arguments of the source's constructor.
         weights: a file of tensors.
+        quick: see `Network`.
 
     Raises:
         MemfitError: see `memfit.measure.subject.subject`.
     """
     with subject(source, args, Placing(weights=weights)) as what:
-        yield Network(what, inputs)
+        yield Network(what, inputs, quick=quick)

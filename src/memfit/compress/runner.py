@@ -6,6 +6,7 @@ operation never overwrites what is kept for later.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from memfit.analysis.layers import Layer, layers
 from memfit.capture.recording import from_symbol, function_of, tensors_in
 from memfit.capture.replay import constant_of, named_tensors
 from memfit.compress.cells import Cell, Windows
+from memfit.compress.inplace import in_place
 from memfit.errors import CaptureError, UsageError
 from memfit.graph.model import BEFORE, Graph, Op, Ref, StorageKind, Symbol
 
@@ -54,8 +56,8 @@ class _Step:
     """One operation: how to read its arguments, what to call, what it writes to and what dies after it."""
 
     __slots__ = (
-        "args", "constant", "frees", "function", "inplace_view", "kwargs", "mutates", "named", "outputs", "placed",
-        "reads", "written",
+        "args", "constant", "frees", "function", "idle", "inplace", "inplace_view", "kwargs", "mutates", "named",
+        "outputs", "overwritten", "placed", "reads", "written",
     )  # fmt: skip
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -74,17 +76,26 @@ class _Step:
         self.frees: tuple[int, ...] = ()
         self.inplace_view = False
         self.mutates = False
+        self.idle = False
+        """True where nothing reads what it makes."""
+        self.inplace: Callable[..., Any] | None = None
+        """Does the same to the bit, with the result in its first argument; not where gradients are wanted."""
+        self.overwritten = -1
+        """The storage of that argument, which dies here."""
 
     def call(self, state: State) -> Any:
         """Fetch the arguments and call."""
+        function = self.function
+        if self.inplace is not None and not state[self.overwritten].frozen and not torch.is_grad_enabled():
+            function = self.inplace
         args = self.args.copy()
         for place, read in self.placed:
             args[place] = read(state)
         if self.inplace_view:  # turn a view of it, not the tensor that others look at
             args[0] = args[0].detach()
         if not self.kwargs:
-            return self.function(*args)
-        return self.function(*args, **{**self.kwargs, **{name: read(state) for name, read in self.named}})
+            return function(*args)
+        return function(*args, **{**self.kwargs, **{name: read(state) for name, read in self.named}})
 
 
 class Runner:
@@ -137,7 +148,9 @@ class Runner:
             if self.layers[number].result >= 0:
                 self._ready_after.setdefault(index, []).append(number)
         self._steps = [self._step(op) for op in graph.ops]
+        self._find_idle()
         self._free_dead()
+        self._find_in_place()
         self._viewed = {o: op.index for op in reversed(graph.ops) if graph.is_alias(op) for o in op.outputs}
         self._windows.view = self._view
         self._free_of_inputs = self._find_free_of_inputs()
@@ -415,14 +428,43 @@ class Runner:
         """Let each step drop the storages that no later one touches, except what the graph returns."""
         graph, last = self.graph, {}
         for op in graph.ops:
-            for tid in (*op.inputs, *op.outputs):
-                last[graph.tensors[tid].storage] = op.index
+            if not self._steps[op.index].idle:
+                for tid in (*op.inputs, *op.outputs):
+                    last[graph.tensors[tid].storage] = op.index
         kept = {graph.tensors[tid].storage for tid in graph.outputs} | set(self._static)
-        for index in range(len(graph.ops)):
-            self._steps[index].frees = ()
         for storage, index in last.items():
             if storage not in kept:
                 self._steps[index].frees += (storage,)
+
+    def _find_idle(self) -> None:
+        """Find the operations that make what nothing reads, such as the empty reserve of a batch norm."""
+        read = {tid for op in self.graph.ops for tid in op.inputs} | set(self.graph.outputs)
+        read |= {layer.result for layer in self.layers}
+        for op, step in zip(self.graph.ops, self._steps, strict=True):
+            function = function_of(op.target)
+            acts = function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags
+            step.idle = bool(op.outputs) and read.isdisjoint(op.outputs) and not acts
+
+    def _find_in_place(self) -> None:
+        """Let norms and activations overwrite what only they read, which is a value between a layer's operations."""
+        tensors = self.graph.tensors
+        looks = Counter(tensor.storage for tensor in tensors)
+        results = {layer.result for layer in self.layers}
+        used = {tid for op in self.graph.ops for tid in op.inputs} | set(self.graph.outputs)
+        for op, step in zip(self.graph.ops, self._steps, strict=True):
+            if not op.outputs or not op.args or not isinstance(op.args[0], Ref) or used & {*op.outputs[1:]}:
+                continue
+            read, made = tensors[int(op.args[0])], tensors[op.outputs[0]]
+            birth = self.graph.storages[read.storage].birth
+            if (
+                birth >= 0
+                and self._owner[birth] == self._owner[op.index] >= 0
+                and read.id not in results
+                and read.storage in step.frees
+                and looks[read.storage] == 1
+                and (read.shape, read.dtype) == (made.shape, made.dtype)
+            ):
+                step.inplace, step.overwritten = in_place(op.target, step.args), read.storage
 
     # -- what depends on what -----------------------------------------------------------------------------------------
 
@@ -453,7 +495,7 @@ class _Run:
 
     def advance(self, index: int, saves: Sequence[_Key] = (), kept: dict[_Key, Cell] | None = None) -> None:
         """Run one operation, let the hook see the layers that it completes, keep what is to be kept, drop the dead."""
-        if index >= 0:
+        if index >= 0 and not self.runner._steps[index].idle:
             self._call(index)
         if self.hook is not None:
             self._show(index)
@@ -596,6 +638,8 @@ class _Plan:
 
         complete(BEFORE)
         for op in graph.ops:
+            if runner._steps[op.index].idle:
+                continue
             owner = 0 if runner._only_views(op.index) else bits.get(runner._owner[op.index], 0)
             weights = output = 0
             for i in op.inputs:
