@@ -1,0 +1,192 @@
+"""A model being written: tensors and operators after those of another, and which tensors lie in which.
+
+Every tensor follows a template in the model it is made of: its type, its quantization, and as a rule its data.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from memfit.formats.flatbuffer import Span
+from memfit.formats.tflite import Operator, OperatorCode, TfliteModel, TfliteTensor
+from memfit.memory.tflm.calls import tensor_bytes
+
+CODES = {"SLICE": (65, 2), "PAD": (34, 2), "CONCATENATION": (2, 2)}
+"""Operators that patches add: BuiltinOperator and version, as converters write them for int8 and int16."""
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor of the new model."""
+
+    template: int | None
+    """Tensor of the old model; None for a constant that patches add, INT32."""
+    shape: tuple[int, ...]
+    name: str
+    data: bytes | None = None
+    """Of a constant that patches add."""
+
+
+@dataclass(frozen=True)
+class NewOperator:
+    """An operator of the new model."""
+
+    template: int | None
+    """Operator of the old model; None for one that patches add."""
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    padding: int | None = None
+    """In place of the template's."""
+    axis: int = 0
+    """Of a CONCATENATION that patches add."""
+
+
+class Cut(NamedTuple):
+    """A place between operators that a single tensor crosses."""
+
+    position: int
+    """Nodes before it."""
+    operators: int
+    """Operators of the new model before it."""
+    tensor: int
+
+
+@dataclass
+class Draft:
+    """Tensors, operators and views of the model being written."""
+
+    model: TfliteModel
+    tensors: list[NewTensor] = field(default_factory=list)
+    operators: list[NewOperator] = field(default_factory=list)
+    whole: dict[int, int] = field(default_factory=dict)
+    """Tensor of the old model → the same in the new one."""
+    inside: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Tensor → the tensor that it lies in, and how many bytes after its start."""
+    numbers: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
+    """Where one tensor alone lives on."""
+    upper: bool = True
+    """Whether the first of them lies at the upper end of the arena."""
+
+    def keep(self, tensor: int) -> int:
+        """Take a tensor of the old model over; -1 stays -1."""
+        if tensor < 0:
+            return tensor
+        found = self.whole.get(tensor)
+        if found is None:
+            old = self.model.main.tensors[tensor]
+            self.tensors.append(NewTensor(tensor, old.shape, old.name))
+            found = self.whole[tensor] = len(self.tensors) - 1
+        return found
+
+    def part(self, template: int, shape: Sequence[int], name: str) -> int:
+        """Add a tensor that holds part of another one's image."""
+        self.tensors.append(NewTensor(template, tuple(shape), name))
+        return len(self.tensors) - 1
+
+    def integers(self, values: Sequence[int], shape: Sequence[int]) -> int:
+        """Add a constant of INT32, or find an equal one."""
+        key = tuple(shape), struct.pack(f"<{len(values)}i", *values)
+        found = self.numbers.get(key)
+        if found is None:
+            name = "patch/" + ",".join(map(str, values))
+            self.tensors.append(NewTensor(None, key[0], name, key[1]))
+            found = self.numbers[key] = len(self.tensors) - 1
+        return found
+
+    def run(self, template: int, inputs: Sequence[int], outputs: Sequence[int], padding: int | None = None) -> None:
+        """Add a copy of an operator of the old model."""
+        old = self.model.main.operators[template]
+        if old.options.get("padding") == padding:
+            padding = None
+        self.operators.append(NewOperator(template, old.name, tuple(inputs), tuple(outputs), padding))
+
+    def add(self, name: str, inputs: Sequence[int], output: int, axis: int = 0) -> None:
+        """Add an operator that moves bytes."""
+        self.operators.append(NewOperator(None, name, tuple(inputs), (output,), axis=axis))
+
+    def place(self, tensor: int, other: int, distance: int) -> None:
+        """Let a tensor lie in another one, so many bytes after its start."""
+        self.inside[tensor] = other, distance
+
+    def root(self, tensor: int) -> tuple[int, int]:
+        """Give the tensor that a tensor lies in, in the end, and how far from its start."""
+        at = 0
+        while tensor in self.inside:
+            tensor, distance = self.inside[tensor]
+            at += distance
+        return tensor, at
+
+    def is_constant(self, tensor: int) -> bool:
+        """Tell whether the file holds a tensor's data."""
+        new = self.tensors[tensor]
+        return new.data is not None or (
+            new.template is not None and self.model.main.tensors[new.template].data is not None
+        )
+
+    def nbytes(self, tensor: int) -> int:
+        """Bytes of a tensor in the arena."""
+        new = self.tensors[tensor]
+        if new.template is None:
+            return 4 * math.prod(new.shape)
+        old = self.model.main.tensors[new.template]
+        return tensor_bytes(old) // max(old.elements, 1) * math.prod(new.shape)
+
+    def records(self) -> TfliteModel:
+        """Give the model as the reader will read it, but for where data stands in the file."""
+        model, main = self.model, self.model.main
+        codes = list(model.codes)
+        added = {}
+        for operator in self.operators:
+            if operator.template is None and operator.name not in added:
+                builtin, version = CODES[operator.name]
+                code = OperatorCode(builtin, operator.name, version, is_custom=False)
+                if code not in codes:
+                    codes.append(code)
+                added[operator.name] = codes.index(code)
+        tensors = []
+        for index, new in enumerate(self.tensors):
+            if new.template is None:
+                data = Span(0, len(new.data or b""))
+                tensors.append(
+                    TfliteTensor(
+                        index, new.name, new.shape, (), "INT32", 0, data, None, False, False, False, 0
+                    )
+                )  # fmt: skip
+                continue
+            old = main.tensors[new.template]
+            if (new.shape, new.name) != (old.shape, old.name):
+                old = old._replace(name=new.name, shape=new.shape, signature=())
+            tensors.append(old._replace(index=index))
+        operators = []
+        for index, made in enumerate(self.operators):
+            if made.template is None:
+                options = {"axis": made.axis, "fused_activation_function": 0} if made.name == "CONCATENATION" else {}
+                kind = "ConcatenationOptions" if options else None
+                code_index = added[made.name]
+                operators.append(
+                    Operator(
+                        index, code_index, made.name, False, codes[code_index].version, made.inputs, made.outputs,
+                        (), (), kind, options, None,
+                    )
+                )  # fmt: skip
+                continue
+            old_operator = main.operators[made.template]
+            options = dict(old_operator.options)
+            if made.padding is not None:
+                options["padding"] = made.padding
+            operators.append(
+                old_operator._replace(index=index, inputs=made.inputs, outputs=made.outputs, options=options)
+            )
+        subgraph = main._replace(
+            tensors=tuple(tensors),
+            operators=tuple(operators),
+            inputs=tuple(self.whole[i] for i in main.inputs),
+            outputs=tuple(self.whole[i] for i in main.outputs),
+        )
+        return replace(model, codes=tuple(codes), subgraphs=(subgraph,))

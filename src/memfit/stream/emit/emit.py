@@ -1,0 +1,266 @@
+"""A `.tflite` file that needs less memory on the unchanged runtime: searched for, written, and proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from memfit.errors import InternalError, MemfitError, SourceError, UsageError
+from memfit.formats.tflite import TfliteModel, parse_model
+from memfit.kernels import Interpreter
+from memfit.kernels.interpreter import dtype_of
+from memfit.memory.tflm import Arena, arena
+from memfit.packing import Problem
+from memfit.packing.validator import violations
+from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
+from memfit.stream.emit.draft import Draft
+from memfit.stream.emit.lower import Unit, lower
+from memfit.stream.emit.nodes import TYPES, Network, network_of
+from memfit.stream.emit.place import bound, buffers, place
+from memfit.stream.emit.search import Choice, Search, macs_of
+from memfit.stream.emit.write import write
+from memfit.stream.replay import assert_intact
+
+Progress = Callable[[str], None]
+
+PROOFS = 3
+"""Random inputs on which a file is compared before it is handed out."""
+
+_COARSE = 0.88
+"""Ratio of neighbouring heights that are tried first."""
+
+_SPREADS = (0.1, 0.03, 0.01)
+"""How far around the best height so far others are tried then, as shares of it."""
+
+_STEPS = 6
+"""Heights to each side."""
+
+_REPAIRS = 12
+"""How often a height is tried again with more room left where packing failed."""
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What was found for a network."""
+
+    data: bytes
+    """The file."""
+    model: TfliteModel
+    """What is in it."""
+    plan: ArenaPlan
+    """The best without patches."""
+    arena: Arena
+    """What the runtime needs for the file."""
+    units: tuple[Unit, ...]
+    """Nodes that are computed together, in order; empty where patches save nothing and the plan's file was taken."""
+    macs: int
+    """Multiply-accumulates of the file."""
+    plain_macs: int
+    """Multiply-accumulates of the model."""
+    reasons: tuple[tuple[str, str], ...]
+    """Operators that are not cut into patches: kind, and why."""
+
+    @property
+    def extra_share(self) -> float:
+        """Work that is done twice, as a share of the model's own."""
+        return (self.macs - self.plain_macs) / max(self.plain_macs, 1)
+
+
+class _File(NamedTuple):
+    """A choice that was lowered and packed."""
+
+    height: int
+    """Of the head, in bytes, for which it was made."""
+    smallest_bytes: int
+    draft: Draft
+    places: dict[int, int]
+    choice: Choice
+
+
+def emit(model: TfliteModel, *, max_extra_macs: float = 0.1, progress: Progress | None = None) -> Patched:
+    """Find patches with which the runtime starts in the smallest arena, and make the file.
+
+    Args:
+        model: what `memfit.formats.tflite.read_model` gives.
+        max_extra_macs: multiply-accumulates that may be done twice, as a share of the model's own.
+        progress: is told what is being done.
+
+    Raises:
+        UsageError: a model without convolutions, or of floats.
+        UnsupportedOp: an operator that the runtime lacks.
+        InternalError: the file computes something else, or reads a wrong byte: it is not handed out.
+    """
+    check(model)
+    say = progress or (lambda _: None)
+    plan = plan_arena(model, progress=progress)
+    network = network_of(model)
+    most = network_macs(network) * (1 + max_extra_macs)
+    found = None if _why_not(model) else _search(network, plan, most, say)
+    reasons = tuple((node.operator.name, node.reason) for node in network.nodes if node.reason is not None)
+    if found is None or found.smallest_bytes >= plan.arena.smallest_bytes:
+        data = planned_file(plan)
+        macs = network_macs(network)
+        return Patched(data, parse_model(data, model.source), plan, plan.arena, (), macs, macs, reasons)
+    say("writing and proving")
+    data = write(found.draft, found.places)
+    made = parse_model(data, model.source)
+    _prove(network, found, made)
+    needed = arena(made)
+    return Patched(
+        data, made, plan, needed, found.choice.units, macs_of(network, found.draft), network_macs(network), reasons
+    )
+
+
+def check(model: TfliteModel) -> None:
+    """Refuse what patches are of no use for.
+
+    Raises:
+        UsageError: says why.
+    """
+    operators = [o for o in model.main.operators if o.name in ("CONV_2D", "DEPTHWISE_CONV_2D") and not o.is_custom]
+    if not operators:
+        raise UsageError(
+            "patches are of convolutions, and there is none",
+            where=model.source,
+            received=", ".join(dict.fromkeys(o.name for o in model.main.operators)) or "no operators",
+            todo="use memfit plan, which gives the lowest arena of any network",
+        )
+    types = dict.fromkeys(model.main.tensors[o.outputs[0]].type for o in operators)
+    if not TYPES & set(types):
+        raise UsageError(
+            "patches are computed in integers, so that every byte stays what it was",
+            where=model.source,
+            received=f"convolutions of {', '.join(types)}",
+            todo="quantize the model to int8; memfit plan gives the lowest arena of it as it is",
+        )
+
+
+def _why_not(model: TfliteModel) -> str | None:
+    """Say why a file cannot be written anew; None if it can."""
+    if len(model.subgraphs) > 1:
+        return "the runtime takes no offsets for several subgraphs"
+    if any(buffer.outside for buffer in model.buffers) or any(o.intermediates for o in model.main.operators):
+        return "data stand behind the tables, or operators have intermediate tensors"
+    if any(tensor.is_variable for tensor in model.main.tensors) or any(o.is_custom for o in model.main.operators):
+        return "it has a state from run to run, or custom operators"
+    return None
+
+
+def network_macs(network: Network) -> int:
+    """Count the multiply-accumulates of the plain run."""
+    return sum(node.macs for node in network.nodes)
+
+
+# -- search -----------------------------------------------------------------------------------------------------------
+
+
+def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) -> _File | None:
+    """Try heights from that of the plan downwards, then finer around the best; every promising choice is packed."""
+    search = Search(network)
+    best: _File | None = None
+    tried: dict[int, int] = {}
+    least = min(search.tail_bytes, plan.arena.smallest_bytes)
+
+    def attempt(height: int) -> None:
+        nonlocal best
+        height = height // 16 * 16
+        if height in tried:
+            return
+        say(f"patches within {height:,} bytes" + (f", best {best.smallest_bytes:,}" if best else ""))
+        margins: dict[tuple[int, int, bool], int] = {}
+        for _ in range(_REPAIRS):
+            choice = search.best(height, margins)
+            estimate = 1 << 62 if choice is None else height + choice.tail_bytes
+            tried.setdefault(height, estimate)
+            limit = min(best.smallest_bytes if best else 1 << 62, plan.arena.smallest_bytes)
+            if choice is None or choice.macs > most_macs or estimate > limit:
+                return
+            made = _file(network, choice, height)
+            if isinstance(made, _File):
+                if made.smallest_bytes < limit:
+                    best = made
+                return
+            for key in made:
+                margins[key] = margins.get(key, 0) + height // 64
+            if not made:
+                return
+
+    height = float(plan.arena.head_bytes)
+    while True:
+        attempt(int(height))
+        known = tried[int(height) // 16 * 16]
+        if known == 1 << 62 or height + least > plan.arena.smallest_bytes * 2:
+            break
+        height *= _COARSE
+    for spread in _SPREADS:
+        centre = best.height if best is not None else min(tried, key=lambda height: tried[height])
+        for step in range(-_STEPS, _STEPS + 1):
+            attempt(int(centre * (1 + spread * step / _STEPS)))
+    return best
+
+
+def _file(network: Network, choice: Choice, height: int) -> _File | list[tuple[int, int, bool]]:
+    """Lower a choice and pack it into a height; the units that do not fit if it cannot be."""
+    draft = lower(network, choice.units, upper=choice.upper)
+    found = place(draft, height)
+    if found.failed:
+        ends = {draft.cuts[number].position for number in found.failed if number < len(draft.cuts)}
+        return [(unit.begin, unit.end, unit.upward) for unit in choice.units if unit.cuts and unit.end in ends]
+    low, high = bound(draft), height
+    while high - low >= 16:
+        middle = (low + high) // 32 * 16
+        lower_one = place(draft, middle)
+        if lower_one.failed:
+            low = middle + 16
+        else:
+            found, high = lower_one, middle
+    offsets = [found.offsets.get(tensor, -1) for tensor in range(len(draft.tensors))]
+    needed = arena(draft.records(), offsets=offsets)
+    return _File(height, needed.smallest_bytes, draft, found.offsets, choice)
+
+
+# -- proof ------------------------------------------------------------------------------------------------------------
+
+
+def _prove(network: Network, found: _File, made: TfliteModel) -> None:
+    """Check the packing, follow every byte through the arena, and compare all whole tensors on random inputs."""
+    draft = found.draft
+    held = buffers(draft)
+    broken = violations(Problem(tuple(held)), {buffer.name: found.places[int(buffer.name)] for buffer in held})
+    if broken:
+        raise _wrong(network.model, "the arena's plan is not valid", broken[0].message)
+    assert_intact(made)
+    before, after = Interpreter(network.model, keep=True), Interpreter(made, keep=True)
+    for number, values in enumerate(_inputs(network.model)):
+        before.run(values)
+        after.run(values)
+        for old, new in draft.whole.items():
+            x, y = before.tensors[old] if old >= 0 else None, after.tensors[new]
+            if x is not None and y is not None and x.tobytes() != y.tobytes():
+                name = network.model.main.tensors[old].name
+                raise _wrong(network.model, "the patched file computes something else", f"{name}, input {number}")
+
+
+def _wrong(model: TfliteModel, what: str, received: str) -> MemfitError:
+    return InternalError(what, where=model.source, received=received, todo="report this with the model")
+
+
+def _inputs(model: TfliteModel) -> Iterator[list[np.ndarray]]:
+    for seed in range(PROOFS):
+        random = np.random.default_rng(seed)
+        yield [
+            random.integers(*_range(dtype_of(model, tensor)), tensor.shape, endpoint=True).astype(
+                dtype_of(model, tensor)
+            )
+            for tensor in (model.main.tensors[i] for i in model.main.inputs)
+        ]
+
+
+def _range(dtype: np.dtype) -> tuple[int, int]:
+    if dtype.kind not in "iu":
+        raise SourceError("an input is of no integer type", received=str(dtype), todo="quantize its input")
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)

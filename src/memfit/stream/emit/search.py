@@ -1,0 +1,314 @@
+"""Which nodes are computed together, and in how many patches: a dynamic program for each height of the head.
+
+Repeating an operator costs persistent bytes, and whole tensors cost bytes of the head; what counts is their sum. So a
+height is given, each unit of nodes takes the fewest patches that stay within it, as large as they can be, and the
+cheapest sequence of units is found exactly. Heights are tried from below until what they save no longer pays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align_up, build_named
+from memfit.memory.tflm.calls import Call, Keep
+from memfit.memory.tflm.operators import KERNELS
+from memfit.stream.emit.draft import Draft
+from memfit.stream.emit.lower import CannotPatch, Patch, Unit, in_place
+from memfit.stream.emit.nodes import Network, Node
+from memfit.stream.emit.place import found_uses
+
+LONGEST = 14
+"""Nodes of a unit at most."""
+
+EDGE = 6
+"""Rows from the image's edge at which a patch may look different from one in the middle."""
+
+
+class Cost(NamedTuple):
+    """What one patch takes."""
+
+    head_bytes: dict[tuple[bool, bool], int]
+    """Most bytes in use at one time, besides values before and after the unit: by whether the patch's own rows of what
+    is before it are still read, and whether its rows of the output are there."""
+    garbage_bytes: int
+    """Beyond the patch's rows of the output."""
+    tail_bytes: int
+    macs: int
+    low: int
+    """First row of the output for which this was worked out."""
+    needs: tuple[tuple[int, int], ...]
+    """Rows of each value before the unit, `[first, end)`."""
+
+
+class Choice(NamedTuple):
+    """The best way to one cut."""
+
+    tail_bytes: int
+    macs: int
+    units: tuple[Unit, ...]
+    upper: bool
+    """Whether the network's input lies at the upper end of the arena."""
+
+    def then(self, unit: Unit, tail_bytes: int, macs: int) -> Choice:
+        """Go on with another unit."""
+        return Choice(self.tail_bytes + tail_bytes, self.macs + macs, (*self.units, unit), self.upper)
+
+
+@dataclass
+class Stretch:
+    """Nodes `[begin, end)` that may be computed together, and what patches of them take."""
+
+    network: Network
+    begin: int
+    end: int
+    inputs: tuple[int, ...]
+    dying: tuple[int, ...]
+    """Inputs that nobody reads after it."""
+    standing_bytes: int
+    """Whole values that live across it, and inputs that live on."""
+    build: Build
+    costs: dict[tuple[int, int, int, bool], Cost | None] = field(default_factory=dict)
+
+    @property
+    def output(self) -> int:
+        """Value made."""
+        return self.network.nodes[self.end - 1].output
+
+    def cost(self, low: int, high: int, *, upward: bool) -> Cost | None:
+        """Give what rows `[low, high)` of the output take; None if no operators compute them."""
+        height = self.network.images[self.output].height
+        entire = (low, high) == (0, height)
+        key = (high - low, -1 if entire else min(low, EDGE), min(height - high, EDGE), upward)
+        if key not in self.costs:
+            self.costs[key] = self._cost(low, high, upward=upward, entire=entire)
+        return self.costs[key]
+
+    def _cost(self, low: int, high: int, *, upward: bool, entire: bool) -> Cost | None:
+        draft = Draft(self.network.model)
+        unit = Unit(self.begin, self.end, (low, high), upward)
+        try:
+            patch = Patch(draft, self.network, unit, low, high, whole=entire)
+            patch.write()
+        except CannotPatch:
+            return None
+        head, garbage = self._head(draft, low, high)
+        tail = 0
+        for operator in draft.operators:
+            tail += tail_of(self.network, operator.template, operator.name, self.build)
+        added = [i for i, t in enumerate(draft.tensors) if t.template is None or not draft.is_constant(i)]
+        tail += self.build.size(EVAL_TENSOR) * len(added)
+        macs = macs_of(self.network, draft)
+        needs = tuple((patch.needs[i].start, patch.needs[i].end) for i in self.inputs)
+        return Cost(head, garbage, tail, macs, low, needs)
+
+    def _head(self, draft: Draft, low: int, high: int) -> tuple[dict[tuple[bool, bool], int], int]:
+        """Give `head_bytes` and `garbage_bytes` of a patch that was written by itself."""
+        output, before = draft.whole[self.output], {draft.whole[i] for i in self.inputs}
+        row_bytes = self.network.images[self.output].row_bytes
+        uses = found_uses(draft)
+        count = len(draft.operators) + 2
+        read = max(
+            time + 1
+            for time, operator in enumerate(draft.operators, 1)
+            if any(i >= 0 and draft.root(i)[0] in before for i in operator.inputs)
+        )
+        made, garbage = count, 0
+        own = []
+        for root, (size, spans) in uses.items():
+            first, end = min(use.first for use in spans), max(use.end for use in spans)
+            if root in before:
+                continue
+            if root == output:
+                made = first
+                garbage = max(use.high for use in spans) - high * row_bytes
+                garbage = max(garbage, low * row_bytes - min(use.low for use in spans), 0)
+            else:
+                own.append((align_up(size, ALIGNMENT), first, end))
+        found = dict.fromkeys(((False, False), (False, True), (True, False), (True, True)), 0)
+        for time in range(count):
+            key = time < read, time >= made
+            found[key] = max(found[key], sum(size for size, first, end in own if first <= time < end))
+        for size, first, end in own:  # it lies between what is read and what is made, if it lives with both
+            key = first < read, end > made
+            found[key] = max(found[key], size)
+        return found, garbage
+
+
+def macs_of(network: Network, draft: Draft) -> int:
+    """Count the multiply-accumulates of a draft's operators."""
+    nodes = {node.operators[-1]: node for node in network.nodes}
+    total = 0
+    for operator in draft.operators:
+        node = nodes.get(operator.template) if operator.template is not None else None
+        if node is not None and node.macs:
+            whole = math.prod(network.model.main.tensors[node.output].shape)
+            total += node.macs * math.prod(draft.tensors[operator.outputs[0]].shape) // whole
+    return total
+
+
+def tail_of(network: Network, template: int | None, name: str, build: Build) -> int:
+    """Give the persistent bytes of one operator, without its tensors; for operators of patches, `template` is None."""
+    kernel = KERNELS.get(name)
+    size = build.size(NODE)
+    if kernel is None:
+        return size
+    if kernel.parameters is not None:
+        size += build.size(kernel.parameters)
+    if kernel.data is not None:
+        size += align_up(build.size(kernel.data), ALIGNMENT)
+    if template is not None:
+        call = Call(network.model, 0, network.model.main.operators[template], build)
+        size += sum(align_up(event.nbytes, ALIGNMENT) for event in kernel.prepare(call) if isinstance(event, Keep))
+    return size
+
+
+class Search:
+    """All stretches of a network."""
+
+    def __init__(self, network: Network, build: str = "wheel") -> None:
+        self.network, self.build = network, build_named(build)
+        self.count = len(network.nodes)
+        self.live = [network.live(position) for position in range(self.count + 1)]
+        self.plain_bytes = [self._plain(node) for node in network.nodes]
+        self.turns = [
+            len(self.live[node.index + 1]) == 1 and self.live[node.index] != [in_place(network, node)]
+            for node in network.nodes
+        ]
+        """By node: whether, run by itself, it leaves its output at the other end of the arena."""
+        self.stretches = list(self._stretches())
+        self.by_end: dict[int, list[Stretch]] = {}
+        for stretch in self.stretches:
+            self.by_end.setdefault(stretch.end, []).append(stretch)
+        self.tail_bytes = sum(self._alone(node) for node in network.nodes)
+        """Of the model as it is, without its constants' tensors."""
+
+    def _plain(self, node: Node) -> int:
+        """Give the bytes in use while a node runs with whole tensors, as the model has it."""
+        nbytes, live = self.network.nbytes, set(self.live[node.index]) | set(node.inputs)
+        if len(node.operators) > 1:
+            return 1 << 62  # its padding is written in another way
+        made = 0 if in_place(self.network, node) is not None else sum(nbytes[o] for o in node.outputs)
+        return sum(nbytes[v] for v in live) + made
+
+    def _stretches(self) -> Iterator[Stretch]:
+        network = self.network
+        for begin in range(self.count):
+            if len(self.live[begin]) != 1:
+                continue
+            for end in range(begin + 1, min(begin + LONGEST, self.count) + 1):
+                node = network.nodes[end - 1]
+                if node.kind is None:
+                    break
+                crossing = [v for v in self.live[end] if network.maker[v] >= begin]
+                if crossing != [node.output] or len(self.live[end]) != 1:
+                    continue
+                inputs = tuple(
+                    dict.fromkeys(i for n in network.nodes[begin:end] for i in n.inputs if network.maker[i] < begin)
+                )
+                dying = tuple(i for i in inputs if network.last[i] < end)
+                standing = [v for v in self.live[begin] if v not in dying]
+                yield Stretch(network, begin, end, inputs, dying, sum(network.nbytes[v] for v in standing), self.build)
+
+    def best(self, height: int, margins: Mapping[tuple[int, int, bool], int] | None = None) -> Choice | None:
+        """Find the units with the smallest tail of all whose tensors in use never need more than `height` bytes.
+
+        None if there are none.
+
+        Args:
+            height: of the head, in bytes.
+            margins: bytes that a unit must stay below it, by its first node, the node after its last, and `upward`.
+        """
+        margins = margins or {}
+        # By cut: the best way to it with the value that crosses it at the lower end of the arena, and at the upper.
+        found: list[list[Choice | None]] = [[None, None] for _ in range(self.count + 1)]
+        found[0] = [Choice(0, 0, (), upper=False), Choice(0, 0, (), upper=True)]
+        for end in range(1, self.count + 1):
+            node = self.network.nodes[end - 1]
+            for upper in (False, True):
+                ways = []
+                before = found[end - 1][upper != self.turns[end - 1]]
+                if before is not None and self.plain_bytes[end - 1] <= height:
+                    ways.append(before.then(Unit(end - 1, end, ()), self._alone(node), node.macs))
+                for stretch in self.by_end.get(end, ()):
+                    before = found[stretch.begin][not upper]
+                    inside = range(stretch.begin, end)
+                    if before is None or all(self.plain_bytes[k] <= height for k in inside):
+                        continue
+                    margin = margins.get((stretch.begin, end, upper), 0)
+                    way = self._patched(stretch, height - margin, upward=upper)
+                    if way is not None:
+                        ways.append(before.then(*way))
+                found[end][upper] = min(ways, default=None)
+        return min((way for way in found[self.count] if way is not None), default=None)
+
+    def _alone(self, node: Node) -> int:
+        return tail_of(self.network, node.operators[-1], node.operator.name, self.build) + self.build.size(EVAL_TENSOR)
+
+    def _patched(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[Unit, int, int] | None:
+        """Cut a stretch's output into as few patches as fit, each as high as it can be."""
+        rows = self.network.images[stretch.output].height
+        tail = macs = done = 0
+        cuts = [0]
+        while done < rows:
+            best: tuple[int, Cost] | None = None
+            low, high = 1, rows - done
+            while low <= high:
+                middle = high if best is None and high == rows - done else (low + high) // 2
+                cost = self._fits(stretch, height, done, middle, upward=upward)
+                if cost is not None:
+                    best, low = (middle, cost), middle + 1
+                else:
+                    high = middle - 1
+            if best is None:
+                return None
+            done += best[0]
+            tail += best[1].tail_bytes
+            macs += best[1].macs
+            cuts.append(done)
+        if upward:
+            cuts = [rows - cut for cut in reversed(cuts)]
+        if len(cuts) > 2:
+            tail += (tail_of(self.network, None, "CONCATENATION", self.build)) * (1 + (len(cuts) - 3) // 9)
+        return Unit(stretch.begin, stretch.end, tuple(cuts), upward), tail, macs
+
+    def _fits(self, stretch: Stretch, height: int, done: int, count: int, *, upward: bool) -> Cost | None:
+        """Give the cost of the next rows if they fit."""
+        network, output = self.network, stretch.output
+        rows = network.images[output].height
+        span = (rows - done - count, rows - done) if upward else (done, done + count)
+        cost = stretch.cost(*span, upward=upward)
+        if cost is None:
+            return None
+        reading = self._waiting(stretch, cost, span, upward=upward)
+        afterwards = 0.0
+        if done + count < rows:
+            following = (span[0] - 1, span[0]) if upward else (span[1], span[1] + 1)
+            after = stretch.cost(*following, upward=upward)
+            if after is None:
+                return None
+            afterwards = self._waiting(stretch, after, following, upward=upward)
+        row_bytes = network.nbytes[output] / rows
+        for (reads, writes), own in cost.head_bytes.items():
+            total = stretch.standing_bytes + own + (reading if reads else afterwards)
+            total += row_bytes * (done + count) + cost.garbage_bytes if writes else row_bytes * done
+            if total > height:
+                return None
+        return cost
+
+    def _waiting(self, stretch: Stretch, cost: Cost, span: tuple[int, int], *, upward: bool) -> float:
+        """Give the bytes of values before a unit that a patch and those after it read."""
+        total, height = 0.0, self.network.images[stretch.output].height
+        for value in stretch.dying:
+            x = self.network.images[value]
+            first, end = cost.needs[stretch.inputs.index(value)]
+            if span[0] >= EDGE and height - span[1] >= EDGE:
+                shift = (span[0] - cost.low) * x.height // height
+                first, end = first + shift, end + shift
+            gone = max(0, x.height - end) if upward else first
+            if x.row_axis == 2:  # rows of each channel: what is free stays in as many pieces
+                gone //= x.channels
+            total += self.network.nbytes[value] * (x.height - gone) / x.height
+        return total
