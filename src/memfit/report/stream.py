@@ -75,8 +75,8 @@ def _verified(v: dict[str, Any]) -> str:
     if v["runtime"] is not None:
         real = f", {v['runtime_identical']:,} of {v['inputs']:,} those of {v['runtime']}"
     return (
-        f"verified by a run in one array of {v['peak_bytes']:,} bytes: {v['identical']:,} of {v['inputs']:,} inputs give "
-        f"the outputs of a plain run{real}; extra MACs and passes over the input as planned"
+        f"verified by a run in one array of {v['peak_bytes']:,} bytes: {v['identical']:,} of {v['inputs']:,} inputs "
+        f"give the outputs of a plain run{real}; extra MACs and passes over the input as planned"
     )
 
 
