@@ -772,6 +772,8 @@ def stream(
     target: str | None = None,
     verify: bool = False,
     verify_inputs: int = 20,
+    emit: str | Path | None = None,
+    force: bool = False,
     args: Mapping[str, Any] | None = None,
     estimate: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -795,6 +797,9 @@ def stream(
         verify: run the plan of a `.tflite` file in one array of its size: outputs must be those of a plain run, and are
             compared with the real runtime's where that is installed.
         verify_inputs: how many inputs to run.
+        emit: write the `.tflite` file anew, as patches of ordinary operators with a plan of the arena, so that the
+            unchanged runtime needs less memory; with `verify`, both files are run there too.
+        force: overwrite a file that exists.
         args: arguments of the source's constructor.
         estimate: let operations that a table lacks pass, with a note.
         progress: is told what is being done.
@@ -802,15 +807,21 @@ def stream(
     Raises:
         MemfitError: what failed, where, what was received and what to do.
     """
+    from memfit.stream.emit.outcome import check_emit, emit_file
     from memfit.stream.outcome import stream_network
     from memfit.stream.verify import check_verification, verify_stream
 
     if verify:
         check_verification(source, verify_inputs)
+    if emit is not None:
+        check_emit(source, emit, force=force)
     graph = capture(source, inputs, args=args, estimate=estimate)
+    share = _share_of(max_extra_macs)
+    if emit is not None:
+        check_emit(graph, emit, force=force)
     result, plan = stream_network(
         graph,
-        max_extra_macs=_share_of(max_extra_macs),
+        max_extra_macs=share,
         max_peak=_bytes(max_peak),
         resident=input_resident,
         target=target,
@@ -819,6 +830,16 @@ def stream(
     if verify:
         said = verify_stream(plan, graph.origin, inputs=verify_inputs, progress=progress)
         result = replace(result, verification=said)
+    if emit is not None:
+        figures = emit_file(
+            graph.origin,
+            emit,
+            max_extra_macs=share,
+            force=force,
+            verify_inputs=verify_inputs if verify else None,
+            progress=progress,
+        )
+        result = replace(result, emitted=figures)
     return result
 
 

@@ -200,12 +200,14 @@ class Stream(Result):
     """What is missing, where a target is not met."""
     verification: dict[str, Any] | None = None
     """What running it said: inputs, how many gave identical outputs, and what the run took; None if it did not run."""
+    emitted: dict[str, Any] | None = None
+    """The patched file: `path`, bytes of arena and file, operators and work, before and after; None without one."""
 
     command: ClassVar[str] = "stream"
 
     def further(self) -> dict[str, Any]:
-        """Give what was asked for, the front, the boards, what runs plainly, what is missing, and verification."""
-        names = ("settings", "front", "boards", "plain", "advice", "verification")
+        """Give what was asked for, the front, the boards, what runs plainly, what is missing, and proofs."""
+        names = ("settings", "front", "boards", "plain", "advice", "verification", "emitted")
         return {name: getattr(self, name) for name in names}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,10 +31,13 @@ from memfit.cli.options import (
 @click.option("--target", metavar="BOARD", help="Fit this board's RAM; memfit targets lists them.")
 @click.option("--verify", is_flag=True, help="Run the plan in one array of its size: outputs must be identical.")
 @click.option("--verify-inputs", metavar="N", type=COUNT, default=20, show_default=True)
+@click.option(
+    "--emit", metavar="FILE.tflite", type=click.Path(path_type=Path), help="Write it patched for TFLM as it is."
+)
 @model_options
 @click.option("--estimate", is_flag=True, help="Estimate operations that memfit does not know, and say so.")
 @output_options
-def command(*, source: str, output: Output, **options: Any) -> None:
+def command(*, source: str, emit: Path | None, output: Output, **options: Any) -> None:
     """Plan SOURCE so that parts of it are computed together, row by row, in little memory.
 
     SOURCE is a .tflite file, or any source of `memfit profile`, for an estimate of the int8 network it would become.
@@ -43,5 +47,5 @@ def command(*, source: str, output: Output, **options: Any) -> None:
     from memfit import api
 
     with busy(f"planning {source}") as report:
-        result = api.stream(source, progress=report, **given(options))
-    deliver(result, output)
+        result = api.stream(source, emit=emit, force=output.force, progress=report, **given(options))
+    deliver(result, output, also_written=[emit] if emit is not None else [])

@@ -67,6 +67,28 @@ def lines(result: Result) -> list[str]:
         )
     if result.verification is not None:
         found.append(_verified(result.verification))
+    if result.emitted is not None:
+        found += _emitted(result.emitted)
+    return found
+
+
+def _emitted(e: dict[str, Any]) -> list[str]:
+    """Say what the patched file needs, beside the file as it was and the best plan without patches."""
+    found = [
+        f"{e['path']}: arena {e['ram_bytes']:,} bytes (as it was {e['runtime_ram_bytes']:,}, planned "
+        f"{e['plan_ram_bytes']:,}): head {e['head_bytes']:,} (was {e['runtime_head_bytes']:,}), tail "
+        f"{e['tail_bytes']:,} (was {e['runtime_tail_bytes']:,}); operators {e['runtime_operators']} → "
+        f"{e['operators']}, extra MACs {e['extra_macs_share']:.2%}, file {format_bytes(e['runtime_file_bytes'])} → "
+        f"{format_bytes(e['file_bytes'])}"
+    ]
+    if e["reason"] is not None:
+        found.append(f"without patches, as memfit plan writes it: {e['reason']}")
+    if e["verification"] is not None:
+        v = e["verification"]
+        found.append(
+            f"{e['path']} verified by {v['runtime']}: {v['identical']:,} of {v['inputs']:,} inputs give the outputs of "
+            "the file as it was"
+        )
     return found
 
 

@@ -18,7 +18,7 @@ from memfit.packing.validator import violations
 from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
 from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.lower import Unit, lower
-from memfit.stream.emit.nodes import TYPES, Network, network_of
+from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
 from memfit.stream.emit.place import bound, buffers, place
 from memfit.stream.emit.search import Choice, Search, macs_of
 from memfit.stream.emit.write import write
@@ -60,8 +60,10 @@ class Patched:
     """Multiply-accumulates of the file."""
     plain_macs: int
     """Multiply-accumulates of the model."""
-    reasons: tuple[tuple[str, str], ...]
-    """Operators that are not cut into patches: kind, and why."""
+    nodes: tuple[Node, ...]
+    """What was cut, or not, and why not."""
+    reason: str | None
+    """Why the file is the plan's, without patches; None if it has patches."""
 
     @property
     def extra_share(self) -> float:
@@ -97,21 +99,20 @@ def emit(model: TfliteModel, *, max_extra_macs: float = 0.1, progress: Progress 
     say = progress or (lambda _: None)
     plan = plan_arena(model, progress=progress)
     network = network_of(model)
-    most = network_macs(network) * (1 + max_extra_macs)
-    found = None if _why_not(model) else _search(network, plan, most, say)
-    reasons = tuple((node.operator.name, node.reason) for node in network.nodes if node.reason is not None)
-    if found is None or found.smallest_bytes >= plan.arena.smallest_bytes:
+    macs = network_macs(network)
+    reason = _why_not(model)
+    found = None if reason else _search(network, plan, macs * (1 + max_extra_macs), say)
+    if found is None:
         data = planned_file(plan)
-        macs = network_macs(network)
-        return Patched(data, parse_model(data, model.source), plan, plan.arena, (), macs, macs, reasons)
+        reason = reason or "no patches save more of the head than their operators cost"
+        made = parse_model(data, model.source)
+        return Patched(data, made, plan, plan.arena, (), macs, macs, network.nodes, reason)
     say("writing and proving")
     data = write(found.draft, found.places)
     made = parse_model(data, model.source)
     _prove(network, found, made)
-    needed = arena(made)
-    return Patched(
-        data, made, plan, needed, found.choice.units, macs_of(network, found.draft), network_macs(network), reasons
-    )
+    macs_after = macs_of(network, found.draft)
+    return Patched(data, made, plan, arena(made), found.choice.units, macs_after, macs, network.nodes, None)
 
 
 def check(model: TfliteModel) -> None:
