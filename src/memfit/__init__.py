@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         stream,
         train,
     )
+    from memfit.errors import MemfitError
     from memfit.graph.model import Graph
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Calibration",
     "Check",
     "Graph",
+    "MemfitError",
     "Plan",
     "Profile",
     "Pruning",
@@ -76,6 +78,10 @@ def __getattr__(name: str) -> Any:
         from memfit.graph.model import Graph
 
         return Graph
+    if name == "MemfitError":
+        from memfit.errors import MemfitError
+
+        return MemfitError
     if name in ("capture", "plan", "stream"):  # packages that are functions too
         return import_module(f"memfit.{name}")
     if name in __all__:

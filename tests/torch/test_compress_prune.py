@@ -470,7 +470,7 @@ def test_the_users_own_code_that_raises() -> None:
         pruned(budget=24_576, metric=broken)
     with pytest.raises(SourceError, match=r"(?s)fine-tuning failed.*broken.*KeyError"):
         pruned(budget=24_576, fine_tune=broken)
-    with pytest.raises(SourceError, match="does not give a number"):
+    with pytest.raises(SourceError, match="does not give a finite number"):
         pruned(budget=24_576, metric=lambda _: "good")
     with pytest.raises(SourceError, match="another network"):
         pruned(budget=24_576, fine_tune=lambda _: made())

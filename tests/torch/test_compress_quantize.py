@@ -386,7 +386,7 @@ def test_kept_ranges_make_the_grids(tmp_path: Path) -> None:
     row = next(row for row in kept.rows if row["name"] == "head")
     entry = found.recipe.activations["head"]
     assert entry["scale"] == pytest.approx((row["max"] - row["min"]) / (2 ** entry["bits"] - 1), rel=1e-6)
-    with pytest.raises(UsageError, match=r"(?s)ranges are of another network.*--ranges"):
+    with pytest.raises(UsageError, match=r"(?s)ranges are of another model.*--ranges"):
         quantize(net(1), ranges=path)
 
 

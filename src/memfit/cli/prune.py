@@ -71,7 +71,7 @@ def command(*, source: str, save: Path | None, rows: Rows, output: Output, **opt
     unless --weights gives others.
     """
     check_output(output)
-    check_save(save, output, "the pruned network is kept, as a program of torch.export,", ".pt2")
+    check_save(save, output, "the pruned network, a program of torch.export, is kept", ".pt2")
 
     if options["max_latency"] is None:
         wait_asleep()

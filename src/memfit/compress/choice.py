@@ -123,6 +123,7 @@ def smallest(pools: Sequence[Pool], evaluate: Evaluate, limits: Limits) -> Figur
         UsageError: that is still more than a limit; says what the smallest is.
     """
     figures = evaluate([p.channels - p.least for p in pools])
+    left = max((p.least for p in pools if p.least < p.channels), default=0)
     for name, option in (("peak", "--budget"), ("flash", "--max-flash"), ("macs", "--max-macs")):
         limit, reached = getattr(limits, name), getattr(figures, name)
         if limit is not None and reached > limit:
@@ -134,8 +135,8 @@ def smallest(pools: Sequence[Pool], evaluate: Evaluate, limits: Limits) -> Figur
                 f"pruning cannot reach this {'number of MACs' if name == 'macs' else name}",
                 where=option,
                 received=write(limit),
-                todo=f"the smallest reachable is {write(reached)}{exact}, with "
-                f"{max((p.least for p in pools if p.least < p.channels), default=0)} channels left in each layer",
+                todo=f"the smallest reachable is {write(reached)}{exact}, "
+                + (f"with {left} channels left in each layer" if left else "and no channel may be taken out"),
             )
     return figures
 

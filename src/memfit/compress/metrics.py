@@ -111,21 +111,25 @@ def _mean_score(sums: Sums) -> float | None:
 
 def _loss(outputs: Sequence[Tensor], labels: Tensor | None) -> float:
     """Cross-entropy where labels are classes, else the mean squared error."""
-    output, wanted = outputs[0].double(), _fitting(outputs[0], labels)
+    output, wanted = outputs[0].double(), fitting(outputs[0], labels)
     if wanted.is_floating_point():
         return float(torch.nn.functional.mse_loss(output, wanted.double()))
     return float(torch.nn.functional.cross_entropy(output, wanted.long()))
 
 
 def _accuracy(outputs: Sequence[Tensor], labels: Tensor | None) -> float:
-    wanted = _fitting(outputs[0], labels)
+    wanted = fitting(outputs[0], labels)
     if wanted.is_floating_point():
         wanted = wanted.argmax(1)
     return float((outputs[0].argmax(1) == wanted).double().mean())
 
 
-def _fitting(output: Tensor, labels: Tensor | None) -> Tensor:
-    """Give the labels if they are classes of the output's second dimension, or as many values as it has."""
+def fitting(output: Tensor, labels: Tensor | None) -> Tensor:
+    """Give the labels if they are classes of the output's second dimension, or as many values as it has.
+
+    Raises:
+        SourceError: they are neither.
+    """
     assert labels is not None  # data without them is refused before
     classes = tuple(output.shape[:1] + output.shape[2:])
     shape = tuple(labels.shape)

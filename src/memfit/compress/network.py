@@ -98,10 +98,15 @@ class Network:
         return runner, tensors
 
     def fingerprint(self) -> str:
-        """Hash what the model computes: its operations, parameters and buffers; the batch makes no difference."""
+        """Hash what the model computes: its operations, parameters and buffers.
+
+        The batch makes no difference, nor does the layout: views and copies are left out.
+        """
         structure = []
         if self.graph is not None:
             for op in self.graph.ops:
+                if role(op.kind) is Role.VIEW or op.kind in ("clone", "contiguous"):
+                    continue
                 numbers = [op.attrs.get(key) for key in ("kernel", "stride", "padding", "dilation", "groups")]
                 structure.append(f"{self.graph.scopes[op.scope].path} {op.kind} {numbers}")
         return hash_model(named_tensors(self.what.model), structure)

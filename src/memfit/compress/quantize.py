@@ -104,8 +104,12 @@ class Settings:
                 raise UsageError(
                     "widths are 2 to 16 bits", where=option, received=repr(widths), todo=f"write {option} 2,4,8,16"
                 )
-        for option, limit in (("--budget", self.budget_bytes), ("--max-flash", self.max_flash)):
-            if limit is not None and limit < 1:
+        for option, limit in (
+            ("--budget", self.budget_bytes),
+            ("--max-flash", self.max_flash),
+            ("--time-limit", self.time_limit),
+        ):
+            if limit is not None and not 0 < limit < math.inf:
                 raise UsageError(
                     "a limit must be above zero", where=option, received=str(limit), todo="give a larger one"
                 )
@@ -254,9 +258,10 @@ class _Work:
             return None
         kept = ranges.read(self.settings.ranges)
         kept.check_model(self.network.fingerprint(), str(self.settings.ranges))
+        entries = {name: kept.of(name, str(self.settings.ranges)) for name in self.observers}
         return {
             name: (float(entry["min"]), float(entry["max"]))
-            for name, entry in kept.layers.items()
+            for name, entry in entries.items()
             if entry["min"] is not None
         }
 

@@ -233,6 +233,15 @@ def apply(model: nn.Module, recipe: Recipe) -> Quantized:
             received=f"a recipe for {recipe.source}, and a {type(model).__name__}",
             todo="load the weights that the recipe was made with, or make one with memfit quantize",
         )
+    for name, entry in recipe.weights.items():
+        wanted = None if name not in named else 1 if entry["axis"] is None else named[name].shape[entry["axis"]]
+        if len(entry["scale"]) != wanted:
+            raise SourceError(
+                "a grid of the recipe does not fit its weight",
+                where=f"--recipe, {name}",
+                received=f"{len(entry['scale'])} scales",
+                todo="make the recipe again with memfit quantize --save",
+            )
     made = Quantized(model, grid_of(recipe), tuple(entry["name"] for entry in recipe.inputs))
     put(made.network, {name: decode(entry) for name, entry in recipe.changed.items()})
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,22 @@ class Ranges:
     settings: dict[str, Any]
     layers: dict[str, dict[str, Any]]
     """By name: `min`, `max`, `scale`, `zero_point`, and `channels` with lists of these and their `axis`, or None."""
+
+    def of(self, layer: str, path: str) -> dict[str, Any]:
+        """Give a layer's entry.
+
+        Raises:
+            UsageError: there is none.
+        """
+        entry = self.layers.get(layer)
+        if entry is None:
+            raise UsageError(
+                "the ranges lack a layer",
+                where="--ranges",
+                received=f"{path}: nothing for {layer}",
+                todo="calibrate again: memfit calibrate … --save RANGES.json",
+            )
+        return entry
 
     def check_model(self, fingerprint: str, path: str) -> None:
         """Refuse ranges of another model than the one with this fingerprint.
@@ -70,6 +87,10 @@ def read(path: str | Path) -> Ranges:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["memfit_ranges"]
         layers = {str(entry["name"]): {key: entry[key] for key in (*_KEYS, "channels")} for entry in content["layers"]}
+        for entry in layers.values():
+            _check_range([entry["min"]], [entry["max"]])
+            if entry["channels"] is not None:
+                _check_range(entry["channels"]["min"], entry["channels"]["max"])
         ranges = Ranges(str(content["source"]), dict(content["fingerprint"]), dict(content["settings"]), layers)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         version = None
@@ -81,3 +102,10 @@ def read(path: str | Path) -> Ranges:
             todo="give a file that memfit calibrate --save wrote" + ("" if version is None else " with this memfit"),
         )
     return ranges
+
+
+def _check_range(low: list[float | None], high: list[float | None]) -> None:
+    """Refuse what is no range: its ends, which are numbers in order, or both missing."""
+    for least, most in zip(low, high, strict=True):
+        if (least, most) != (None, None) and not -math.inf < least <= most < math.inf:  # type: ignore[operator]
+            raise ValueError((least, most))

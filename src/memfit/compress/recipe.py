@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -68,9 +69,11 @@ def read(path: str | Path, where: str = "--recipe") -> Recipe:
         version = content["memfit_recipe"]
         recipe = Recipe(**{key: content[key] for key in _KEYS})
         for entry in recipe.activations.values():
-            _check_bits(entry["bits"])
+            _check_grid(entry["bits"], [] if entry["scale"] is None else [entry["scale"]], entry["zero_point"])
         for entry in recipe.weights.values():
-            _check_bits(entry["bits"])
+            _check_grid(entry["bits"], entry["scale"], entry["axis"])
+            if not entry["scale"]:
+                raise ValueError(entry)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         version = None
     if version != FORMAT:
@@ -83,9 +86,14 @@ def read(path: str | Path, where: str = "--recipe") -> Recipe:
     return recipe
 
 
-def _check_bits(bits: Any) -> None:
+def _check_grid(bits: Any, scales: Any, place: Any) -> None:
+    """Refuse what no grid has: its bits, its steps, and its zero point or its axis."""
     if not isinstance(bits, int) or not 2 <= bits <= 16:
         raise ValueError(bits)
+    if not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+        raise ValueError(scales)
+    if not isinstance(place, int | None):
+        raise TypeError(place)
 
 
 def hash_network(graph: Graph) -> str:

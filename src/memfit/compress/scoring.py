@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from memfit.capture.recording import tensors_in
 from memfit.compress.data import Batch, Data
+from memfit.compress.metrics import fitting
 from memfit.errors import MemfitError, SourceError, UsageError, said
 from memfit.units import format_shape
 
@@ -112,7 +113,7 @@ class Scorer:
                 received=f"an output of {format_shape(tuple(output.shape))}",
                 todo="use --metric sqnr, or FILE.py:CALLABLE, which is given the module",
             )
-        return batch.labels.long()
+        return fitting(output, batch.labels).long()
 
 
 def _accuracy(scorer: Scorer, module: nn.Module) -> float:
@@ -155,14 +156,17 @@ _SCORES: dict[str, Callable[[Scorer, nn.Module], float]] = {"accuracy": _accurac
 def _own(metric: Callable[[nn.Module], Any], module: nn.Module, name: str) -> float:
     found = called(metric, module, f"the metric {name}")
     try:
-        return float(found)
+        value = float(found)
     except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
         raise SourceError(
-            "the metric does not give a number",
+            "the metric does not give a finite number",
             where=name,
-            received=type(found).__name__,
+            received=f"{found!r:.60}",
             todo="return a float; the callable is given the module",
-        ) from None
+        )
+    return value
 
 
 def called(function: Callable[[nn.Module], Any], module: nn.Module, what: str) -> Any:

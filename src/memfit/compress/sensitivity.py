@@ -120,7 +120,7 @@ def sensitivity(
     metrics.metric_of(settings.metric)  # what is wrong with it is said before there is any work
     ranges = None if settings.ranges is None else read_ranges(settings.ranges)
     with ExitStack() as stack:
-        network = stack.enter_context(opened(source, inputs, args=args, weights=weights))
+        network = stack.enter_context(opened(source, inputs, args=args, weights=weights, quick=True))
         stack.enter_context(one_thread())
         data = settings.sampling.open(network.wanted)
         study = _Study(network, data, settings, progress)
@@ -200,8 +200,8 @@ class _Study:
         found: dict[int, Grids] = {}
         for number in self.chosen:
             layer = runner.layers[number]
-            entry = ranges.layers.get(layer.name, {})
-            channels = entry.get("channels")
+            entry = ranges.of(layer.name, path)
+            channels = entry["channels"]
             if self.settings.per_channel:
                 if channels is None:
                     raise UsageError(
@@ -213,12 +213,12 @@ class _Study:
                 low, high = ([float(v or 0) for v in channels[key]] for key in ("min", "max"))
                 axis = int(channels["axis"])
                 found[number] = of_range(low, high, self.settings.bits, symmetric=symmetric, axis=axis)
-            elif entry.get("min") is None:
+            elif entry["min"] is None:
                 raise UsageError(
-                    "the ranges lack a layer",
+                    "a layer has no range, since it put out no finite value",
                     where=where,
-                    received=f"{path}: nothing for {layer.name}",
-                    todo="calibrate again",
+                    received=f"{path}: {layer.name}",
+                    todo="calibrate on other data",
                 )
             else:
                 found[number] = of_range(entry["min"], entry["max"], self.settings.bits, symmetric=symmetric)

@@ -26,6 +26,8 @@ DIRECTIONS = ("quantize", "float")
 NONE_QUANTIZED, ALL_QUANTIZED = "(none)", "(all)"
 """What stands in a layer's place for the whole network, float and quantized."""
 
+_WHOLE = {NONE_QUANTIZED: "the float network", ALL_QUANTIZED: "the network with all layers quantized"}
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -168,21 +170,19 @@ class Batchwise:
         if self.score is not None:
             try:
                 value = self.score(outputs, self.labels)
-            except SourceError as error:
+            except MemfitError as error:
                 if error.where == "--data":
                     raise
-                raise self._failed(name, error.what) from error
-            except MemfitError as error:
-                raise self._failed(name, error.what) from error
+                raise self._failed(name, error.received or error.what, error.where) from error
             except Exception as error:
                 raise self._failed(name, said(error)) from error
         return compare(reference, outputs, self.samples, value)
 
-    def _failed(self, name: str, reason: str) -> SourceError:
+    def _failed(self, name: str, reason: str, place: str | None = None) -> SourceError:
         return SourceError(
             f"the metric failed: {reason}",
-            where=f"layer {name}, metric {self.metric}",
-            received=f"the outputs of a batch of {self.samples} with that layer changed",
+            where=f"{_WHOLE.get(name) or f'layer {name}'}, metric {place or self.metric}",
+            received=f"the outputs of a batch of {self.samples}",
             todo="try the metric on the network's outputs by itself, or with --debug for the whole traceback",
         )
 
