@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from memfit.formats.tflite import read_model
 from memfit.memory.tflm import arena
+from memfit.plan.verify import sample_inputs
 from memfit.stream import Executor, StreamPlan, plan_stream, records
 from memfit.stream.verify import verify_stream
 
@@ -72,8 +73,6 @@ def run(path: Path, inputs: int, share: float, *, front: bool) -> list[Row]:
         planned = time.perf_counter()
         said = verify_stream(plan, model, inputs=inputs, progress=lambda text: print(path.stem, text, file=sys.stderr))
         started_run = time.perf_counter()
-        from memfit.plan.verify import sample_inputs
-
         Executor(plan).run(sample_inputs(model, inputs, 0))
         seconds = time.perf_counter() - started_run
         how = "resident" if resident else "row by row"
@@ -86,7 +85,7 @@ def run(path: Path, inputs: int, share: float, *, front: bool) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| model | input | array, bytes | stock head, bytes | extra MACs | passes | inputs | as plain run | as runtime |"
+        "| model | input | array, bytes | stock head, bytes | extra MACs | passes | inputs | as plain run | as TFLM |"
         " copied | plan, s | run, s |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]

@@ -1,7 +1,8 @@
 """Integer models with random weights for the streaming executor: small ones drawn at random, and known architectures.
 
-Scales follow each operator's fan-in, so that values keep about the same spread from layer to layer and neither saturate
-nor vanish: only then does an equal output say much. Every model is the same bytes on every run.
+`StreamNet.finish` runs each model once and fits its scales to what comes out, as batch norm would, so that values
+neither saturate nor vanish from layer to layer: only then does an equal output say much. Every model is the same bytes
+on every run.
 """
 
 from __future__ import annotations
@@ -9,16 +10,36 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tflite_models import ACTIVATION, SAME, VALID, Net
 
-SPREAD = 69
-"""Standard deviation of weights drawn evenly from -120 to 120."""
+from memfit.formats.tflite import Operator, TfliteModel, parse_model
+from memfit.kernels import kernel_of
+from memfit.kernels.interpreter import dtype_of
+from memfit.kernels.kernel import constant
+
+SIZE = 45
+"""Root of the mean square that the integers of each tensor are given."""
+
+WEIGHTS = {
+    "CONV_2D": (0, 1, 2),
+    "DEPTHWISE_CONV_2D": (0, 1, 2),
+    "FULLY_CONNECTED": (0, 1, 2),
+    "TRANSPOSE_CONV": (2, 1, 3),
+}
+"""Operators with weights → where their image, weights and bias stand."""
 
 
 class StreamNet(Net):
-    """A model whose convolutions have scales that fit their fan-in."""
+    """A model whose scales are fitted when it is finished."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed=seed)
+        self.tied: dict[int, int] = {}
+        """Output → tensor whose scale and zero point it has."""
 
     def image(self, height: int, width: int, channels: int, *, planar: bool = False) -> int:
         """Make the input; `planar` for one whose channels stand first, transposed at once."""
@@ -26,11 +47,14 @@ class StreamNet(Net):
             return self.input(1, height, width, channels)
         return self.transpose(self.input(1, channels, height, width), 0, 2, 3, 1)
 
-    def quantized(self, shape: Sequence[int], scale: float) -> int:
-        return self.tensor(shape, scale=float(np.float32(scale)), zero=int(self.random.integers(-20, 21)))
+    def like(self, other: int, shape: Sequence[int] | None = None) -> int:
+        made = super().like(other, shape)
+        self.tied[made] = other
+        return made
 
-    def scale(self, x: int) -> float:
-        return self.tensors[x].scales[0]
+    def free(self, shape: Sequence[int]) -> int:
+        """Make a tensor whose scale is fitted."""
+        return self.tensor(shape, scale=0.05, zero=int(self.random.integers(-20, 21)))
 
     def _sized(self, x: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
         extent = (kernel - 1) * dilation + 1
@@ -43,10 +67,8 @@ class StreamNet(Net):
         self, x: int, channels: int, kernel: int = 1, stride: int = 1, *, padding: int = SAME, dilation: int = 1,
         activation: str | None = None,
     ) -> int:  # fmt: skip
-        depth = self.shape(x)[3]
-        weight = self.weight((channels, kernel, kernel, depth), channel=0)
-        spread = self.scale(x) * 0.006 * SPREAD * math.sqrt(kernel * kernel * depth)
-        y = self.quantized((1, *self._sized(x, kernel, stride, padding, dilation), channels), spread)
+        weight = self.weight((channels, kernel, kernel, self.shape(x)[3]), channel=0)
+        y = self.free((1, *self._sized(x, kernel, stride, padding, dilation), channels))
         return self.op(
             "CONV_2D", [x, weight, self.bias(x, weight, channels)], [y], "Conv2DOptions", version=3, padding=padding,
             stride_w=stride, stride_h=stride, fused_activation_function=ACTIVATION[activation],
@@ -59,8 +81,7 @@ class StreamNet(Net):
     ) -> int:  # fmt: skip
         channels = self.shape(x)[3] * multiplier
         weight = self.weight((1, kernel, kernel, channels), channel=3)
-        spread = self.scale(x) * 0.006 * SPREAD * kernel
-        y = self.quantized((1, *self._sized(x, kernel, stride, padding, dilation), channels), spread)
+        y = self.free((1, *self._sized(x, kernel, stride, padding, dilation), channels))
         return self.op(
             "DEPTHWISE_CONV_2D", [x, weight, self.bias(x, weight, channels)], [y], "DepthwiseConv2DOptions", version=3,
             padding=padding, stride_w=stride, stride_h=stride, depth_multiplier=multiplier,
@@ -72,35 +93,30 @@ class StreamNet(Net):
         _, height, width, depth = self.shape(x)
         shape = (1, height * stride, width * stride, channels)
         weight = self.weight((channels, kernel, kernel, depth), channel=0)
-        y = self.quantized(shape, self.scale(x) * 0.006 * SPREAD * math.sqrt(depth))
         return self.op(
-            "TRANSPOSE_CONV", [self.ints(*shape), weight, x, self.bias(x, weight, channels)], [y],
+            "TRANSPOSE_CONV", [self.ints(*shape), weight, x, self.bias(x, weight, channels)], [self.free(shape)],
             "TransposeConvOptions", version=3, padding=SAME, stride_w=stride, stride_h=stride,
         )  # fmt: skip
 
     def sum(self, a: int, b: int, activation: str | None = None) -> int:
-        y = self.quantized(self.shape(a), math.hypot(self.scale(a), self.scale(b)))
-        return self.op("ADD", [a, b], [y], "AddOptions", version=2, pot_scale_int16=False,
+        return self.op("ADD", [a, b], [self.free(self.shape(a))], "AddOptions", version=2, pot_scale_int16=False,
                        fused_activation_function=ACTIVATION[activation])  # fmt: skip
 
     def times(self, a: int, b: int) -> int:
-        """Multiply by what comes out of a logistic: between 0 and 1."""
-        y = self.quantized(self.shape(a), self.scale(a))
-        return self.op("MUL", [a, b], [y], "MulOptions", version=2, fused_activation_function=0)
+        return self.op("MUL", [a, b], [self.free(self.shape(a))], "MulOptions", version=2, fused_activation_function=0)
 
-    def join(self, *parts: int) -> int:
-        """Join channels; the parts get the first one's scale."""
-        return self.concat(*(p if self.tensors[p][3:5] == self.tensors[parts[0]][3:5] else self.rescaled(p, parts[0])
-                             for p in parts), axis=3)  # fmt: skip
-
-    def rescaled(self, x: int, like: int) -> int:
-        return self.op("QUANTIZE", [x], [self.like(like, self.shape(x))], "QuantizeOptions")
+    def join(self, first: int, *others: int) -> int:
+        """Join channels, at the scale of the first part."""
+        same = [
+            self.op("QUANTIZE", [x], [self.like(first, self.shape(x))], "QuantizeOptions") if x != first else x
+            for x in others
+        ]
+        return self.concat(first, *same, axis=3)
 
     def mean(self, x: int, *, keep: bool = True) -> int:
         """Take the mean of a whole image."""
-        _, height, width, channels = self.shape(x)
-        shape = (1, 1, 1, channels) if keep else (1, channels)
-        y = self.quantized(shape, self.scale(x) / math.sqrt(height * width) * 3)
+        channels = self.shape(x)[3]
+        y = self.free((1, 1, 1, channels) if keep else (1, channels))
         return self.op("MEAN", [x, self.ints(1, 2)], [y], "ReducerOptions", version=2, keep_dims=keep)
 
     def swish(self, x: int) -> int:
@@ -114,9 +130,60 @@ class StreamNet(Net):
         return self.times(x, self.unary("LOGISTIC", self.conv(squeezed, self.shape(x)[3])))
 
     def classify(self, x: int, classes: int) -> int:
-        y = self.linear(self.mean(x, keep=False), classes)
-        self.tensors[y] = self.tensors[y]._replace(scales=(self.scale(x) * 0.06 * math.sqrt(self.shape(x)[3]),))
-        return y
+        return self.linear(self.mean(x, keep=False), classes)
+
+    def finish(self, *outputs: int) -> bytes:
+        """Run the model on a random input, fit every scale on the way, and write it."""
+        model = parse_model(self.build(*outputs))
+        found: dict[int, Any] = {
+            t.index: constant(model, t) for t in model.main.tensors if t.is_constant
+        }  # fmt: skip
+        for i in self.inputs:
+            found[i] = self.random.integers(-128, 128, self.shape(i)).astype(np.int8)
+        for operator in model.main.operators:
+            output = operator.outputs[0]
+            if output in self.tied:
+                spec = self.tensors[self.tied[output]]
+                self.tensors[output] = self.tensors[output]._replace(scales=spec.scales, zeros=spec.zeros)
+            fitted = operator.name in WEIGHTS or operator.name in ("ADD", "MUL", "MEAN")
+            for _ in range(4):
+                made = self._run(model, operator, found)
+                zero = self.tensors[output].zeros[0]
+                size = math.sqrt(float(np.square(made.astype(np.float64) - zero).mean()))
+                if not fitted or 0.5 * SIZE < size < 1.5 * SIZE:
+                    break
+                self._fit(operator, SIZE / max(size, 1.0))
+            found[output] = made
+        return self.build(*outputs)
+
+    def _fit(self, operator: Operator, larger: float) -> None:
+        """Change scales so that the integers of an output become so many times larger."""
+        if operator.name not in WEIGHTS:
+            output = self.tensors[operator.outputs[0]]
+            self.tensors[operator.outputs[0]] = output._replace(scales=(float(np.float32(output.scales[0] / larger)),))
+            return
+        image, weights, bias = (operator.inputs[place] for place in WEIGHTS[operator.name])
+        scales = tuple(float(np.float32(scale * larger)) for scale in self.tensors[weights].scales)
+        self.tensors[weights] = self.tensors[weights]._replace(scales=scales)
+        together = tuple(self.tensors[image].scales[0] * scale for scale in scales)
+        self.tensors[bias] = self.tensors[bias]._replace(scales=together)
+
+    def _run(self, model: TfliteModel, operator: Operator, found: dict[int, Any]) -> Any:
+        """Compute an operator with the scales as they are now."""
+        if operator.name in WEIGHTS:
+            self._fit(operator, 1.0)  # the bias follows the image's scale
+        main = model.main
+        tensors = tuple(
+            t if t.quantization is None
+            else t._replace(quantization=t.quantization._replace(scales=spec.scales, zero_points=spec.zeros))
+            for t, spec in zip(main.tensors, self.tensors, strict=True)
+        )  # fmt: skip
+        now = replace(model, subgraphs=(main._replace(tensors=tensors),))
+        kernel = kernel_of(now, operator)
+        output = now.main.tensors[operator.outputs[0]]
+        made = np.empty(output.shape, dtype_of(now, output))
+        kernel.run(kernel.prepare(now, operator), [found[i] for i in operator.inputs], [made])
+        return made
 
 
 # -- architectures -----------------------------------------------------------------------------------------------------
@@ -142,7 +209,7 @@ def resnet18(side: int = 224, width: int = 64, classes: int = 1000) -> bytes:
             y = net.conv(net.conv(x, channels, 3, stride, activation="relu"), channels, 3)
             shortcut = net.conv(x, channels, 1, stride) if stride == 2 else x
             x = net.sum(y, shortcut, "relu")
-    return net.build(net.classify(x, classes))
+    return net.finish(net.classify(x, classes))
 
 
 def efficientnet_b0(side: int = 224, share: float = 1.0, classes: int = 1000) -> bytes:
@@ -160,7 +227,7 @@ def efficientnet_b0(side: int = 224, share: float = 1.0, classes: int = 1000) ->
             y = net.swish(net.depthwise(y, kernel, stride if not number else 1))
             y = net.conv(net.excite(y, max(1, before // 4)), wide(channels))
             x = net.sum(x, y) if number else y
-    return net.build(net.classify(net.swish(net.conv(x, wide(1280))), classes))
+    return net.finish(net.classify(net.swish(net.conv(x, wide(1280))), classes))
 
 
 def unet(side: int = 128, width: int = 16, levels: int = 4, *, resize: bool = False, classes: int = 2) -> bytes:
@@ -182,7 +249,7 @@ def unet(side: int = 128, width: int = 16, levels: int = 4, *, resize: bool = Fa
         x = net.conv(net.resize(x, height, across, bilinear=True), channels) if resize else net.up(x, channels)
         x = net.join(skip, x)
         x = net.conv(net.conv(x, channels, 3, activation="relu"), channels, 3, activation="relu")
-    return net.build(net.conv(x, classes))
+    return net.finish(net.conv(x, classes))
 
 
 def mcunet(side: int = 160, share: float = 1.0, classes: int = 1000) -> bytes:
@@ -201,7 +268,7 @@ def mcunet(side: int = 160, share: float = 1.0, classes: int = 1000) -> bytes:
     ):  # fmt: skip
         for stride, kernel, expand in zip(strides, kernels, expands, strict=True):
             x = inverted(net, x, wide(channels), expand, kernel=kernel, stride=stride)
-    return net.build(net.classify(x, classes))
+    return net.finish(net.classify(x, classes))
 
 
 # -- drawn at random -------------------------------------------------------------------------------------------------
@@ -210,7 +277,7 @@ def mcunet(side: int = 160, share: float = 1.0, classes: int = 1000) -> bytes:
 def drawn(seed: int) -> bytes:
     """A small network drawn at random: windows of all kinds, branches, skips, squeeze-excite, enlarging."""
     pick = random.Random(seed)
-    net = StreamNet(seed=seed)
+    net = StreamNet(seed)
     x = net.image(pick.randint(5, 13), pick.randint(5, 13), pick.randint(1, 3), planar=pick.random() < 0.25)
     seen = [x]
     outputs = []
@@ -228,7 +295,7 @@ def drawn(seed: int) -> bytes:
             outputs.append(x)
     if pick.random() < 0.5 and math.prod(net.shape(x)[1:3]) > 1:
         x = net.classify(x, 3) if pick.random() < 0.7 else net.mean(x)
-    return net.build(*dict.fromkeys([*outputs, x]))
+    return net.finish(*dict.fromkeys([*outputs, x]))
 
 
 def _conv(net: StreamNet, x: int, pick: random.Random) -> int:

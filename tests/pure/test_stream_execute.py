@@ -92,7 +92,6 @@ def agrees(plan: StreamPlan, given: list[Array], expected: tuple[Array, ...]) ->
         assert ours.tobytes() == theirs.tobytes()
     assert found.peak_bytes == plan.peak_bytes
     assert found.extra_macs == plan.extra_macs
-    assert found.macs == plan.network.macs + plan.extra_macs
     assert found.input_passes == plan.passes
     return found
 
@@ -111,14 +110,19 @@ def test_any_plan_of_any_network_gives_the_same(seed: int) -> None:
     agrees(best(network, 1.0), given, expected)
 
 
-def test_networks_at_random_say_much() -> None:
+def test_networks_say_much() -> None:
     """Outputs that are nearly constant would agree whatever a plan did."""
     distinct = []
     for seed in range(50):
         model = parse_model(stream_nets.drawn(seed))
         output = Interpreter(model).run(values(model, seed))[-1]
         distinct.append(len(np.unique(output)) / min(output.size, 100))
-    assert np.median(distinct) > 0.4
+    assert np.median(distinct) > 0.6
+    for name, build in SMALL.items():
+        model = parse_model(build())
+        outputs = [Interpreter(model).run(values(model, seed))[0] for seed in range(3)]
+        assert len(np.unique(outputs[0])) > 0.6 * min(outputs[0].size, 100), name
+        assert len({output.tobytes() for output in outputs}) == 3, name
 
 
 @pytest.mark.parametrize("name", SMALL)
