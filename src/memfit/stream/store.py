@@ -116,7 +116,7 @@ class Store:
             self._within(name, offset + start, offset + end)
             owners = self._owners[offset + start : offset + end]
             if born:
-                taken = (owners != NOBODY) & ~np.isin(owners, self._partners[number])
+                taken = self._foreign(owners, number) & (owners != NOBODY)
                 if taken.any():
                     byte = int(np.argmax(taken))
                     raise self._fault(
@@ -254,8 +254,13 @@ class Store:
             f"{self._describe(int(expected[first]))} at byte {byte}, which {self._holds(int(found[first]))}",
         )
 
+    def _foreign(self, owners: npt.NDArray[np.int32], number: int) -> npt.NDArray[np.bool_]:
+        """Say which bytes belong neither to a buffer nor to one that may overlap it."""
+        wrong: npt.NDArray[np.bool_] = owners != number
+        return wrong & ~np.isin(owners, self._partners[number]) if wrong.any() else wrong
+
     def _owned(self, place: Place, owners: npt.NDArray[np.int32], row: int, columns: Span) -> None:
-        wrong = ~np.isin(owners, self._partners[self._number[place.buffer]])
+        wrong = self._foreign(owners, self._number[place.buffer])
         if wrong.any():
             owner = self._names[int(owners[wrong][0])]
             raise self._fault(
