@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -150,7 +152,7 @@ def test_a_channels_grid_holds_its_largest_magnitude_and_zero() -> None:
 def test_what_comes_after_a_layer_is_the_whole_network_to_the_bit(direction: str, shape: str) -> None:
     source, inputs = (net(), "2x3x16x16") if shape == "own" else (shape, "2x3x32x32" if "vit" in shape else "2x3x40x40")
     args = {"depth": 2, "img_size": 32} if "vit" in shape else None
-    with opened(source, inputs, args=args) as network, one_thread():
+    with opened(source, inputs, args=args, quick=True) as network, one_thread():
         settings = Settings(Sampling("random", samples=2))
         study = _Study(network, settings.sampling.open(network.wanted), settings)
         study.prepare(None)
@@ -164,6 +166,59 @@ def test_what_comes_after_a_layer_is_the_whole_network_to_the_bit(direction: str
         assert all(torch.equal(a, b) for n in naive for a, b in zip(naive[n], fast[n], strict=True))
         assert not any(torch.equal(fast[n][0], reference[0]) for n in naive)
         assert all(torch.equal(a, b) for a, b in zip(tensors, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "strides"),
+    [
+        (nn.Conv2d(1, 4, 3), (2, 1, 8, 6), (48, 1, 6, 1)),  # one channel lies so in two ways, of which one is quick
+        (nn.Conv2d(3, 4, 3), (2, 3, 8, 6), (144, 1, 18, 3)),
+        (nn.Conv2d(3, 4, 3).double(), (2, 3, 8, 6), (144, 48, 6, 1)),
+        (nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), (2, 3, 8, 6), (144, 48, 6, 1)),
+    ],
+)
+def test_images_lie_as_convolutions_run_fastest(
+    model: nn.Module, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    dtype = next(model.parameters()).dtype
+    data = Sampling([torch.randn(shape, dtype=dtype)])
+    with opened(model, quick=True) as network:
+        _, (laid,) = network.runner(next(iter(data.open(network.wanted))))
+    assert (tuple(laid.shape), laid.stride()) == (shape, strides)
+    with opened(model) as network:
+        batch = next(iter(data.open(network.wanted)))
+        _, (given,) = network.runner(batch)
+    assert given is batch.inputs[0]
+    assert torch.equal(given, laid)
+
+
+def test_figures_are_those_of_the_model_itself_with_one_layer_quantized() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(),
+        nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True),
+        nn.Conv2d(16, 24, 1), nn.BatchNorm2d(24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    ).eval()  # fmt: skip
+    x = torch.randn(4, 3, 16, 16)
+    found = {row["name"]: row["sqnr_db"] for row in run(model, data=[x]).rows}
+    ends = {"0": "2", "3": "5", "6": "7", "10": "10"}  # a layer's convolution, and the module that it ends with
+    assert list(found) == list(ends)
+    x = x.contiguous(memory_format=torch.channels_last)  # as images are laid for convolutions
+    with torch.no_grad(), one_thread():
+        reference = model(x)
+        for name, end in ends.items():
+            changed = deepcopy(model)
+            layer, modules = changed.get_submodule(name), dict(changed.named_modules())
+            weight = layer.get_parameter("weight")
+            weight.copy_(fake_quantize(weight, of_weight(weight)))
+            seen: list[Tensor] = []
+            model.get_submodule(end).register_forward_hook(lambda _m, _i, y, seen=seen: seen.append(y))
+            model(x)
+            grids = of_range(float(seen[0].min()), float(seen[0].max()))
+            modules[end].register_forward_hook(lambda _m, _i, y, grids=grids: fake_quantize(y, grids))
+            noise = (reference.double() - changed(x).double()).square().sum()
+            wanted = 10 * math.log10(reference.double().square().sum() / noise)
+            assert found[name] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_rows_are_the_layers_with_weights_and_figures_are_as_defined() -> None:

@@ -74,7 +74,9 @@ def command(*, source: str, save: Path | None, rows: Rows, output: Output, **opt
     check_save(save, output, "the result is kept")
 
     from memfit import api
+    from memfit.compress.freed import keep_at_hand
 
+    keep_at_hand()
     try:
         with progress_bar(source) as progress:
             whole = api.sensitivity(source, save=save, progress=progress, **given(options))

@@ -20,6 +20,7 @@ from torch import Tensor
 from memfit.capture.shim import define_missing_torchvision_schemas
 from memfit.compress import metrics
 from memfit.compress.data import Batch
+from memfit.compress.freed import keep_at_hand
 from memfit.compress.runner import Runner
 from memfit.compress.store import Unit
 from memfit.compress.sweep import Batchwise, one_thread
@@ -137,6 +138,7 @@ _ready: OrderedDict[str, tuple[Runner, Plan, str, metrics.Score | None]] = Order
 
 def _opened(key: str, handle: Any) -> tuple[Runner, Plan, str, metrics.Score | None]:
     if key not in _ready:
+        keep_at_hand()
         define_missing_torchvision_schemas()  # a graph may call operators that torchvision brings
         graph, state, plan = pickle.loads(_fetched(handle))
         name, metric = metrics.metric_of(plan.metric)
