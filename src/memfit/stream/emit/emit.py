@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ PROOFS = 3
 _COARSE = 0.88
 """Ratio of neighbouring heights that are tried first."""
 
-_SPREADS = (0.1, 0.03, 0.01)
+_SPREADS = (0.1, 0.03, 0.01, 0.003)
 """How far around the best height so far others are tried then, as shares of it."""
 
 _STEPS = 6
@@ -110,7 +110,7 @@ def emit(model: TfliteModel, *, max_extra_macs: float = 0.1, progress: Progress 
     say("writing and proving")
     data = write(found.draft, found.places)
     made = parse_model(data, model.source)
-    _prove(network, found, made)
+    prove(network, found.draft, found.places, made)
     macs_after = macs_of(network, found.draft)
     return Patched(data, made, plan, arena(made), found.choice.units, macs_after, macs, network.nodes, None)
 
@@ -226,11 +226,14 @@ def _file(network: Network, choice: Choice, height: int) -> _File | list[tuple[i
 # -- proof ------------------------------------------------------------------------------------------------------------
 
 
-def _prove(network: Network, found: _File, made: TfliteModel) -> None:
-    """Check the packing, follow every byte through the arena, and compare all whole tensors on random inputs."""
-    draft = found.draft
+def prove(network: Network, draft: Draft, places: Mapping[int, int], made: TfliteModel) -> None:
+    """Check the packing, follow every byte through the arena, and compare all whole tensors on random inputs.
+
+    Raises:
+        InternalError: says what is wrong.
+    """
     held = buffers(draft)
-    broken = violations(Problem(tuple(held)), {buffer.name: found.places[int(buffer.name)] for buffer in held})
+    broken = violations(Problem(tuple(held)), {buffer.name: places[int(buffer.name)] for buffer in held})
     if broken:
         raise _wrong(network.model, "the arena's plan is not valid", broken[0].message)
     assert_intact(made)

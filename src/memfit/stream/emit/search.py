@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align_up, build_named
 from memfit.memory.tflm.calls import Call, Keep
 from memfit.memory.tflm.operators import KERNELS
 from memfit.stream.emit.draft import Draft
-from memfit.stream.emit.lower import CannotPatch, Patch, Unit, in_place
+from memfit.stream.emit.lower import CONCATENATED, CannotPatch, Patch, Unit, in_place
 from memfit.stream.emit.nodes import Network, Node
 from memfit.stream.emit.place import found_uses
 
@@ -70,7 +72,16 @@ class Stretch:
     standing_bytes: int
     """Whole values that live across it, and inputs that live on."""
     build: Build
-    costs: dict[tuple[int, int, int, bool], Cost | None] = field(default_factory=dict)
+    costs: dict[tuple[int, int, int, int, bool], Cost | None] = field(default_factory=dict)
+
+    @cached_property
+    def period(self) -> int:
+        """After so many rows of the output, addresses are aligned as they were."""
+        images = self.network.images
+        rows = images[self.output].height
+        aligned = [images[self.output].row_bytes]
+        aligned += [images[i].row_bytes * images[i].height // rows for i in self.inputs]
+        return ALIGNMENT // math.gcd(ALIGNMENT, *aligned)
 
     @property
     def output(self) -> int:
@@ -81,7 +92,7 @@ class Stretch:
         """Give what rows `[low, high)` of the output take; None if no operators compute them."""
         height = self.network.images[self.output].height
         entire = (low, high) == (0, height)
-        key = (high - low, -1 if entire else min(low, EDGE), min(height - high, EDGE), upward)
+        key = high - low, -1 if entire else min(low, EDGE), min(height - high, EDGE), low % self.period, upward
         if key not in self.costs:
             self.costs[key] = self._cost(low, high, upward=upward, entire=entire)
         return self.costs[key]
@@ -248,31 +259,39 @@ class Search:
         return tail_of(self.network, node.operators[-1], node.operator.name, self.build) + self.build.size(EVAL_TENSOR)
 
     def _patched(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[Unit, int, int] | None:
-        """Cut a stretch's output into as few patches as fit, each as high as it can be."""
+        """Cut a stretch's output into as few patches as fit."""
         rows = self.network.images[stretch.output].height
-        tail = macs = done = 0
-        cuts = [0]
-        while done < rows:
+        sizes, costs = self._largest(stretch, height, upward=upward)
+        if sum(sizes) < rows:
+            return None
+        tail, macs = sum(cost.tail_bytes for cost in costs), sum(cost.macs for cost in costs)
+        if len(sizes) > 1:
+            joins = 1 + max(0, len(sizes) - 2) // (CONCATENATED - 1)
+            tail += joins * tail_of(self.network, None, "CONCATENATION", self.build)
+        cuts = [0, *accumulate(reversed(sizes) if upward else sizes)]
+        return Unit(stretch.begin, stretch.end, tuple(cuts), upward), tail, macs
+
+    def _largest(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[list[int], list[Cost]]:
+        """Make one patch after the other as high as it can be, until all rows are done or no row fits."""
+        rows = self.network.images[stretch.output].height
+        sizes: list[int] = []
+        costs: list[Cost] = []
+        while (done := sum(sizes)) < rows:
             best: tuple[int, Cost] | None = None
             low, high = 1, rows - done
+            middle = high
             while low <= high:
-                middle = high if best is None and high == rows - done else (low + high) // 2
                 cost = self._fits(stretch, height, done, middle, upward=upward)
                 if cost is not None:
                     best, low = (middle, cost), middle + 1
                 else:
                     high = middle - 1
+                middle = (low + high) // 2
             if best is None:
-                return None
-            done += best[0]
-            tail += best[1].tail_bytes
-            macs += best[1].macs
-            cuts.append(done)
-        if upward:
-            cuts = [rows - cut for cut in reversed(cuts)]
-        if len(cuts) > 2:
-            tail += (tail_of(self.network, None, "CONCATENATION", self.build)) * (1 + (len(cuts) - 3) // 9)
-        return Unit(stretch.begin, stretch.end, tuple(cuts), upward), tail, macs
+                break
+            sizes.append(best[0])
+            costs.append(best[1])
+        return sizes, costs
 
     def _fits(self, stretch: Stretch, height: int, done: int, count: int, *, upward: bool) -> Cost | None:
         """Give the cost of the next rows if they fit."""
