@@ -386,7 +386,7 @@ class _Work:
         if all(old == new for old, new in zip(was, now, strict=True)):
             self._note("the limits hold as it is: nothing was taken out")
         if self.scorer.metric == "sqnr":
-            self._note("sqnr compares with the network before pruning, of which it has none itself")
+            self._note("SQNR compares with the network before pruning, of which it has none itself")
         return Pruning(
             source=self.what.name,
             inputs=profiles[0].inputs,

@@ -640,10 +640,10 @@ class _Work:
         )
 
     def _note_additivity(self, scorer: Scorer) -> None:
-        note = "costs add up: noise at the outputs as a share of the signal's power, each tensor rounded by itself"
+        note = "summed cost: noise at the outputs by the signal's power, each tensor rounded by itself, added up"
         self.notes[note] = None
         if scorer.metric == "sqnr":
-            self.notes["sqnr compares with the float network, of which it has none itself"] = None
+            self.notes["SQNR compares with the float network, of which it has none itself"] = None
 
     def _scores(
         self, scorer: Scorer, module: Quantized, choices: Mapping[str, _Choice | None]

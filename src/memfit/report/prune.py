@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.analysis.result import Pruning, Result
 from memfit.report import columns, headline, png
-from memfit.report.columns import Column, shorten
+from memfit.report.columns import Column
+from memfit.report.compressed import draw_bars, draw_peaks, metric_words, panels, write_head
 from memfit.units import format_bytes, format_count, format_limit
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LIMITS = {
@@ -20,7 +20,6 @@ LIMITS = {
     "latency": ("max_latency_ms", "--max-latency"),
 }
 """Limits by their names in `binding`: where the totals have them, and the option that sets them."""
-BEFORE, AFTER = "#d5dde4", "#4a7fa8"
 
 
 def conditions(result: Result) -> list[str]:
@@ -39,7 +38,8 @@ def totals(result: Result) -> list[str]:
         f"peak ({result.memory}) {format_bytes(t['baseline_peak_bytes'])} → {format_bytes(t['peak_bytes'])}"
         + (f", budget {format_limit(t['budget_bytes'])}" if t["budget_bytes"] is not None else "")
     ]
-    metric = _metric(result)
+    name = result.settings["metric"] if isinstance(result, Pruning) else "metric"
+    metric = metric_words(name, t["baseline_metric"], t["untuned_metric"], t["metric"])
     if metric:
         phrases.append(metric)
     for key, name, write in (
@@ -77,21 +77,6 @@ def lines(result: Result) -> list[str]:
     return said
 
 
-def _metric(result: Result) -> str | None:
-    t = result.totals
-    name = result.settings["metric"] if isinstance(result, Pruning) else "metric"
-    if t["metric"] is None and t["baseline_metric"] is None:
-        return None
-    parts = [t["baseline_metric"], *([t["untuned_metric"]] if t["untuned_metric"] is not None else []), t["metric"]]
-    return f"{name} " + " → ".join(_figure(name, value) for value in parts if value is not None)
-
-
-def _figure(name: str, value: float) -> str:
-    if name == "accuracy":
-        return f"{value:.2%}"
-    return f"{value:.1f} dB" if name == "sqnr" else f"{value:.4g}"
-
-
 def summary(result: Result) -> list[tuple[str, dict[str, Any]]]:
     """Give the whole network's line."""
     t = result.totals
@@ -101,57 +86,13 @@ def summary(result: Result) -> list[tuple[str, dict[str, Any]]]:
 
 def chart(result: Result) -> Figure:
     """Draw what every layer has and needs, before and after."""
-    from matplotlib.figure import Figure
-
-    rows = result.rows
-    figure = Figure(figsize=(9.6, 6.2), dpi=160, facecolor="white")
-    above = figure.add_axes((0.085, 0.49, 0.885, 0.31))
-    below = figure.add_axes((0.085, 0.13, 0.885, 0.31), sharex=above)
-    t = result.totals
-    largest = max((row[key] or 0 for row in rows for key in ("bytes_before", "bytes_after")), default=1) or 1
-    unit, factor = ("MiB", 1 << 20) if largest >= 10 << 20 else ("KiB", 1 << 10) if largest >= 1 << 10 else ("B", 1)
-    _steps(above, [row["channels_before"] for row in rows], [row["channels_after"] for row in rows])
-    before = [(row["bytes_before"] or 0) / factor for row in rows]
-    _steps(below, before, [(row["bytes_after"] or 0) / factor for row in rows])
-    limit = t["budget_bytes"]
-    if limit is not None and any(row["bytes_before"] for row in rows) and largest >= t["baseline_peak_bytes"]:
-        below.axhline(limit / factor, color=png.PEAK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=4)
-        below.text(
-            1.0, limit / factor, f"budget {format_limit(limit)} ", color=png.PEAK, fontsize=8, ha="right", va="bottom",
-            transform=below.get_yaxis_transform(), zorder=5,
-        )  # fmt: skip
+    figure, above, below = panels(0.28)
+    draw_bars(above, *([row[f"channels_{when}"] for row in result.rows] for when in ("before", "after")))
     above.set_ylabel("channels", fontsize=8.5, color=png.SOFT)
-    below.set_ylabel(f"{result.memory}, {unit}", fontsize=8.5, color=png.SOFT)
-    above.tick_params(labelbottom=False)
-    step = max(len(rows) // 18, 1)
-    places = list(range(0, len(rows), step))
-    below.set_xticks(places)
-    below.set_xticklabels(
-        [shorten(str(rows[i]["name"]), 22) for i in places], rotation=40, ha="right", fontsize=6.5, color=png.SOFT
-    )
-    below.set_xlim(-0.7, max(len(rows), 1) - 0.3)
-    handles, labels = above.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", bbox_to_anchor=(0.975, 0.985), ncols=2, frameon=False, fontsize=8)
-    style: dict[str, Any] = {"va": "top", "parse_math": False}
+    draw_peaks(below, result)
     phrases = totals(result)
-    figure.text(0.03, 0.972, shorten(result.source, 70), fontsize=13, fontweight="bold", color=png.INK, **style)
-    figure.text(0.03, 0.929, shorten(headline.setting(result), 125), fontsize=9.5, color=png.SOFT, **style)
-    first, rest = " · ".join(phrases[:2]), " · ".join(phrases[2:])
-    figure.text(0.03, 0.893, shorten(first, 120), fontsize=9.5, fontweight="bold", color=png.INK, **style)
-    figure.text(0.03, 0.860, shorten(rest, 130), fontsize=9, color=png.SOFT, **style)
+    write_head(figure, result, " · ".join(phrases[:2]), " · ".join(phrases[2:]))
     return figure
-
-
-def _steps(axes: Axes, before: list[Any], after: list[Any]) -> None:
-    places = range(len(before))
-    axes.bar(places, before, width=0.86, color=BEFORE, label="before", zorder=2)
-    axes.bar(places, after, width=0.86, color=AFTER, label="after", zorder=3)
-    axes.set_ylim(0, (max((*before, *after), default=1) or 1) * 1.12)
-    axes.tick_params(length=0, labelsize=8, labelcolor=png.SOFT)
-    axes.grid(axis="y", color=png.GRID, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
 
 
 headline.VOICES["prune"] = headline.Voice(conditions, totals, lines)

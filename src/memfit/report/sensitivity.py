@@ -22,15 +22,19 @@ def _number(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def _difference(value: Any) -> str:
+    return f"{value:.3g}"
+
+
 COLUMNS = {
     "role": Column("role", str, 99, right=False),
     "sqnr_db": Column("SQNR", _decibels, 97),
     "exact_sqnr_db": Column("measured", _decibels, 91),
     "metric": Column("metric", _number, 98),
-    "drop": Column("drop", _number, 94),
+    "drop": Column("drop", _difference, 94),
     "float_sqnr_db": Column("SQNR, float alone", _decibels, 60),
     "float_metric": Column("metric, float alone", _number, 90),
-    "float_drop": Column("drop, float alone", _number, 61),
+    "float_drop": Column("drop, float alone", _difference, 61),
     "dip": Column("dip", lambda dips: "dip" if dips else "", 93, right=False, mark=True),
 }
 """Columns that only sensitivities have, in their order."""
@@ -49,7 +53,8 @@ def conditions(result: Result) -> list[str]:
     s = result.settings if isinstance(result, Sensitivity) else {}
     if not s:
         return []
-    parts = [_DIRECTIONS[s["direction"]], f"{s['bits']} bits", str(s["metric"]), f"{s['data']} data"]
+    metric = "SQNR" if _is_sqnr(result) else str(s["metric"])
+    parts = [_DIRECTIONS[s["direction"]], f"{s['bits']} bits", metric, f"{s['data']} data"]
     return [*parts, "estimated" if s["method"] == "taylor" else "", "outputs per channel" if s["per_channel"] else ""]
 
 
@@ -90,11 +95,12 @@ def lines(result: Result) -> list[str]:
     for entry in result.roles:
         if entry["mean"] is None:
             continue
-        text = f"  {role_name(entry['role'])}: mean {write(entry['mean'])}, worst {write(entry['worst'])}"
-        text += f" over {entry['layers']} layer{'s' if entry['layers'] > 1 else ''}"
-        found.append(
-            text + (f", {entry['dips']} of them dip{'s' if entry['dips'] == 1 else ''}" if entry["dips"] else "")
-        )
+        name, count, marked = role_name(entry["role"]), entry["layers"], entry["dips"]
+        if count == 1:
+            found.append(f"  {name}: {write(entry['mean'])}, 1 layer" + (", which dips" if marked else ""))
+            continue
+        text = f"  {name}: mean {write(entry['mean'])}, worst {write(entry['worst'])} over {count} layers"
+        found.append(text + (f", {marked} of them dip{'s' if marked == 1 else ''}" if marked else ""))
     return found
 
 
