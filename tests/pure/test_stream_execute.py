@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +17,13 @@ import stream_nets
 from stream_nets import StreamNet
 from tflite_models import Net
 
+from memfit.cli.main import main
 from memfit.errors import InternalError, UnsupportedOp, UsageError
 from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.kernels import Interpreter
 from memfit.kernels.kernel import Array
 from memfit.packing import Buffer, violations
-from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records
+from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records, verify
 from memfit.stream.layout import lay_out, line_name, sums_name, value_name
 from memfit.stream.segments import Segment, Segments
 
@@ -269,6 +271,61 @@ def test_an_operator_without_a_kernel_is_refused() -> None:
     model = parse_model(net.build(net.op("GELU", [x], [net.like(x)], "GeluOptions", approximate=False)))
     with pytest.raises(UnsupportedOp, match="GELU"):
         Executor(best(records(model)))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.tflite"
+    path.write_bytes(SMALL["mcunet"]())
+    return path
+
+
+def test_the_command_runs_the_plan(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stream", str(file), "--verify", "--verify-inputs", "12", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    said, totals = found["verification"], found["totals"]
+    assert (said["inputs"], said["identical"]) == (12, 12)
+    assert (said["peak_bytes"], said["extra_macs"]) == (totals["peak_bytes"], totals["extra_macs"])
+    assert said["input_passes"] == totals["input_passes"]
+    real = find_spec("tflite_micro") is not None
+    assert said["runtime_identical"] == (12 if real else None)
+    assert main(["stream", str(file), "--verify", "--verify-inputs", "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"one array of {totals['peak_bytes']:,} bytes: 1 of 1 inputs give the outputs of a plain run" in text
+    assert ("1 of 1 those of tflite-micro" in text) == real
+
+
+def test_without_the_runtime_it_says_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "find_spec", lambda _: None)
+    model = read_model(file)
+    said = verify.verify_stream(best(records(model)), model, inputs=2)
+    assert (said["identical"], said["runtime"], said["runtime_identical"]) == (2, None, None)
+
+
+def test_a_plan_that_computes_something_else_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read_model(file)
+    monkeypatch.setattr(Interpreter, "run", lambda *_: (np.zeros(10, np.int8),))
+    with pytest.raises(InternalError, match="computes something else") as raised:
+        verify.verify_stream(best(records(model)), model, inputs=2)
+    assert "input 0 of 2" in str(raised.value)
+
+
+def test_a_plan_that_takes_something_else_is_an_error(file: Path) -> None:
+    model = read_model(file)
+    plan = best(records(model))
+    with pytest.raises(InternalError, match="another number of extra multiply-accumulates") as raised:
+        verify.verify_stream(replace(plan, extra_macs=plan.extra_macs + 1), model, inputs=1)
+    assert f"{plan.extra_macs:,}, planned {plan.extra_macs + 1:,}" in str(raised.value)
+
+
+def test_what_cannot_be_verified_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stream", "torchvision:mobilenet_v2", "--verify"]) == 2
+    assert "only that has weights to run with" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="nothing is verified without inputs"):
+        verify.check_verification(str(file), 0)
 
 
 # -- damaged plans ----------------------------------------------------------------------------------------------------
