@@ -52,6 +52,11 @@ class StreamNet(Net):
         self.tied[made] = other
         return made
 
+    def given(self, *shape: int) -> int:
+        """Make constant activations: of a whole image, or one for each channel."""
+        values = self.random.integers(-128, 128, shape)
+        return self.tensor((1, *shape) if len(shape) == 3 else shape, "INT8", values, scale=0.05)
+
     def free(self, shape: Sequence[int]) -> int:
         """Make a tensor whose scale is fitted."""
         return self.tensor(shape, scale=0.05, zero=int(self.random.integers(-20, 21)))
@@ -280,6 +285,8 @@ def drawn(seed: int) -> bytes:
     net = StreamNet(seed)
     x = net.image(pick.randint(5, 13), pick.randint(5, 13), pick.randint(1, 3), planar=pick.random() < 0.25)
     seen = [x]
+    if pick.random() < 0.2:
+        seen.append(net.input(1, *net.shape(x)[1:3], pick.randint(1, 3)))
     outputs = []
     for _ in range(pick.randint(2, 5)):
         x = pick.choice(_STEPS)(net, x, pick)
@@ -337,6 +344,7 @@ _STEPS = (
     _pool,
     _resize,
     _up,
+    lambda net, x, _: net.op("HARD_SWISH", [x], [net.free(net.shape(x))], "HardSwishOptions"),
     lambda net, x, pick: net.pad(x, pick.randint(1, 2)),
     lambda net, x, pick: inverted(net, x, net.shape(x)[3], pick.randint(1, 3)),
     lambda net, x, pick: inverted(net, x, pick.randint(1, 4), 2, kernel=pick.choice((3, 5)), stride=2),
@@ -347,4 +355,7 @@ _STEPS = (
     ),
     lambda net, x, pick: net.join(net.conv(x, 2, 3), net.conv(x, pick.randint(1, 3), 1), x),
     lambda net, x, _: net.swish(x),
+    lambda net, x, pick: net.sum(
+        x, net.given(*net.shape(x)[1:]) if pick.random() < 0.5 else net.given(net.shape(x)[3])
+    ),
 )
