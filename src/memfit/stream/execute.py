@@ -47,7 +47,20 @@ class Execution:
 
 
 def execute(plan: StreamPlan, inputs: Sequence[Array | Feed], *, check: bool = True) -> Execution:
-    """Run a plan once; see `Executor`."""
+    """Run a plan once; see `Executor`.
+
+    >>> from memfit.formats.tflite import Operator, Subgraph, TfliteModel, TfliteTensor
+    >>> from memfit.stream import plan_stream, records
+    >>> def tensor(index, *shape):
+    ...     return TfliteTensor(index, "", shape, (), "INT8", 0, None, None, False, True, False, 0)
+    >>> window = dict(padding=0, stride_h=2, stride_w=2, filter_height=2, filter_width=2)
+    >>> pool = Operator(0, 0, "MAX_POOL_2D", False, 1, (0,), (1,), (), (), "Pool2DOptions", window, None)
+    >>> graph = Subgraph(0, "main", (tensor(0, 1, 4, 4, 1), tensor(1, 1, 2, 2, 1)), (pool,), (0,), (1,))
+    >>> model = TfliteModel("pool.tflite", 3, "", (), (graph,), (), (), (), ())
+    >>> found = execute(plan_stream(records(model)), [np.arange(16, dtype=np.int8).reshape(1, 4, 4, 1)])
+    >>> found.outputs[0].ravel().tolist(), found.peak_bytes  # two rows of four columns, and the output
+    ([5, 7, 13, 15], 12)
+    """
     return Executor(plan, check=check).run(inputs)
 
 
