@@ -408,6 +408,8 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
         reason = "it reads or makes nothing at run time"
     elif len(made) > 1 and any(values[i].readers for i in made[1:]):
         reason = "it has several outputs"
+    elif not values[output].readers and not values[output].leaves:
+        reason = "nobody reads its output"
     elif finder is None:
         reason = "it has no rule for rows"
     elif any(len(shape := model.main.tensors[i].shape) == 4 and shape[0] != 1 for i in (*read, *made)):
