@@ -229,6 +229,16 @@ def test_a_depthwise_convolution_overwrites_its_input() -> None:
     agrees(plan, given, Interpreter(model).run(given))
 
 
+def test_what_nobody_reads_is_computed_all_the_same() -> None:
+    net = StreamNet()
+    x = net.conv(net.image(8, 9, 2), 3, 3)
+    net.conv(x, 4, 3)
+    model = parse_model(net.finish(net.conv(x, 2, 3)))
+    network, given = records(model), values(model)
+    assert [op.reason for op in network.ops] == [None, "nobody reads its output", None]
+    agrees(best(network), given, Interpreter(model).run(given))
+
+
 def test_states_live_on() -> None:
     net = Net()
     model = parse_model(net.build(net.svdf(net.input(1, 6), 4)))
