@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from memfit.capture.dynamo import without_dynamo
 from memfit.capture.recording import from_symbol, function_of
 from memfit.compress.fake_quant import Grids, fake_quantize
 from memfit.compress.quantized import Rounding
@@ -92,7 +93,7 @@ def _learned(product: Callable[[Tensor], Tensor], weight: Tensor, grids: Grids, 
     if grids.axis is not None:
         shape[grids.axis] = -1
     scale = grids.scale.reshape(shape)
-    with torch.enable_grad():
+    with torch.enable_grad(), without_dynamo():  # optimizers ask for PyTorch's compiler, which takes seconds to import
         down = (weight / scale).floor()
         rest = (weight / scale - down).clamp(0.01, 0.99)
         low, high = _STRETCH
