@@ -372,8 +372,13 @@ def _sum(site: _Site) -> Parts:
     x, y = site.inputs[0], site.output
     if x.height * x.width == 1 or y.height * y.width != 1 or y.channels != x.channels:
         raise _Refusal("it does not take the mean of a whole image")
-    if site.captured is None and site.model.main.tensors[x.index].type not in ("INT8", "INT16"):
-        raise _Refusal("sums of floats depend on their order")
+    if site.captured is None:
+        tensors = site.model.main.tensors
+        axes = tensors[site.operator.inputs[1]]
+        if not axes.is_constant or sorted(int(i) % 4 for i in constant(site.model, axes).ravel()) != [1, 2]:
+            raise _Refusal("it does not take the mean of a whole image")
+        if tensors[x.index].type not in ("INT8", "INT16"):
+            raise _Refusal("sums of floats depend on their order")
     return (whole(x.height, 1),), (whole(x.width, 1),)
 
 
