@@ -153,6 +153,8 @@ def drawn_step(net: Net, x: int, draw: random.Random) -> int:
         "point": lambda: net.conv(x, draw.choice((4, 8, 12, 16)), kernel=1, activation=activation),
         "same": lambda: net.conv(x, draw.choice((4, 8, 12)), stride=stride, activation=activation),
         "two": lambda: net.conv(x, 6, kernel=2, stride=stride),
+        "block": lambda: net.depthwise(net.conv(x, 12, kernel=1, activation="relu6"), draw.choice((3, 5)), 2),
+        "padded block": lambda: net.depthwise(net.pad(net.conv(x, 8, kernel=1)), 3, 2, padding=VALID),
         "skip": lambda: net.conv(x, 6, kernel=1, stride=2),
         "valid": lambda: net.conv(x, 6, stride=stride, padding=VALID),
         "depthwise": lambda: net.depthwise(x, draw.choice((3, 5)), stride, activation=activation),
@@ -190,7 +192,7 @@ def drawn_units(search: Search, draw: random.Random) -> list[Unit]:
     units: list[Unit] = []
     at = 0
     while at < search.count:
-        ways = [stretch for stretch in search.stretches if stretch.begin == at]
+        ways = [stretch for stretch in search.stretches if stretch.begin == at and stretch.cost(0, 1, upward=False)]
         if not ways:
             units.append(Unit(at, at + 1, ()))
             at += 1
@@ -199,7 +201,7 @@ def drawn_units(search: Search, draw: random.Random) -> list[Unit]:
         height = search.network.images[way.output].height
         count = draw.randint(1, min(height, draw.choice((2, 3, 5, 14))))
         cuts = (0, *sorted(draw.sample(range(1, height), count - 1)), height)
-        units.append(Unit(at, way.end, cuts, upward=draw.random() < 0.5))
+        units.append(Unit(at, way.end, cuts, draw.random() < 0.5, way.groups))
         at = way.end
     return units
 
@@ -219,6 +221,8 @@ def test_any_cuts_of_any_network_leave_every_tensor_as_it_was(seed: int) -> None
     prove(network_of(model), draft, places.offsets, found)
     assert arena(found).head_bytes <= places.height
     assert written.endswith(bytes(model.data))
+    for i, new in enumerate(found.main.tensors):
+        assert found.content(new.data) == draft.content(i)
     for old, new in draft.whole.items():
         assert found.content(found.main.tensors[new].data) == model.content(model.main.tensors[old].data)
 
@@ -240,6 +244,25 @@ def test_the_runtime_computes_the_same_in_the_arena_that_is_predicted(seed: int,
         patched = runtime.outputs(after, [[x] for x in draws], arena=needed)
         assert [[y.tobytes() for y in run] for run in plain] == [[y.tobytes() for y in run] for run in patched]
         assert needed - 16 <= runtime.smallest_arena(after, near=needed) <= needed
+
+
+def test_channels_in_groups_share_out_weights_scales_and_work() -> None:
+    net = Net()
+    x = net.depthwise(net.conv(net.input(1, 16, 8, 4), 12, kernel=1), stride=2)
+    model = parse_model(net.build(x))
+    network = network_of(model)
+    draft = lower(network, [Unit(0, 2, (0, 4, 8), groups=3)])
+    assert macs_of(network, draft) == network_macs(network) + 2 * 8 * 12 * 4 + 1 * 4 * 12 * 9  # rows for garbage
+    found = parse_model(write(draft, place(draft, 4 * bound(draft)).offsets))
+    filters = [found.main.tensors[o.inputs[1]] for o in found.main.operators if o.name == "CONV_2D"]
+    assert [f.shape for f in filters] == [(4, 1, 1, 4)] * 6
+    assert [f.buffer for f in filters[:3]] == [f.buffer for f in filters[3:]]
+    whole = model.main.tensors[model.main.operators[0].inputs[1]]
+    assert b"".join(found.content(f.data) for f in filters[:3]) == model.content(whole.data)
+    assert whole.quantization is not None
+    scales = [f.quantization.scales for f in filters[:3] if f.quantization is not None]
+    assert tuple(scale for part in scales for scale in part) == whole.quantization.scales
+    assert any(len(names) > 1 for names in map(set, scales))
 
 
 def test_extra_work_is_that_of_rows_computed_twice() -> None:

@@ -11,12 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from memfit.formats.flatbuffer import Span
-from memfit.formats.tflite import Operator, OperatorCode, TfliteModel, TfliteTensor
+from memfit.formats.tflite import Operator, OperatorCode, Quantization, TfliteModel, TfliteTensor
 from memfit.memory.tflm.calls import tensor_bytes
 
 CODES = {"SLICE": (65, 2), "PAD": (34, 2), "CONCATENATION": (2, 2)}
 """Operators that patches add: BuiltinOperator and version, as converters write them for int8 and int16."""
+
+
+class Part(NamedTuple):
+    """Channels `[low, high)` along an axis of a constant."""
+
+    axis: int
+    low: int
+    high: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class NewTensor:
     name: str
     data: bytes | None = None
     """Of a constant that patches add."""
+    part: Part | None = None
+    """Of the template's channels, where a constant was cut."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Draft:
     inside: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Tensor → the tensor that it lies in, and how many bytes after its start."""
     numbers: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
+    parts: dict[tuple[int, Part], int] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
     """Where one tensor alone lives on."""
     upper: bool = True
@@ -88,6 +101,42 @@ class Draft:
         """Add a tensor that holds part of another one's image."""
         self.tensors.append(NewTensor(template, tuple(shape), name))
         return len(self.tensors) - 1
+
+    def channels(self, template: int, part: Part) -> int:
+        """Take some channels of a constant of the old model over; -1 stays -1."""
+        if template < 0:
+            return template
+        found = self.parts.get((template, part))
+        if found is None:
+            old = self.model.main.tensors[template]
+            shape = list(old.shape)
+            shape[part.axis] = part.high - part.low
+            name = f"{old.name}/channels {part.low} to {part.high - 1}"
+            self.tensors.append(NewTensor(template, tuple(shape), name, part=part))
+            found = self.parts[template, part] = len(self.tensors) - 1
+        return found
+
+    def content(self, tensor: int) -> bytes:
+        """Give a constant's data; nothing for what is made at run time."""
+        new = self.tensors[tensor]
+        if new.template is None:
+            return new.data or b""
+        old = self.model.main.tensors[new.template]
+        raw = self.model.content(old.data)
+        if new.part is None:
+            return raw
+        item = old.nbytes // max(old.elements, 1)
+        whole = np.frombuffer(raw[: old.nbytes], np.uint8).reshape(*old.shape, item)
+        return whole.take(range(new.part.low, new.part.high), new.part.axis).tobytes()
+
+    def quantization(self, tensor: int) -> Quantization | None:
+        """Give a tensor's quantization: that of its template, or of its channels."""
+        new = self.tensors[tensor]
+        old = None if new.template is None else self.model.main.tensors[new.template].quantization
+        if old is None or new.part is None or len(old.scales) < 2:
+            return old
+        span = slice(new.part.low, new.part.high)
+        return old._replace(scales=old.scales[span], zero_points=old.zero_points[span])
 
     def integers(self, values: Sequence[int], shape: Sequence[int]) -> int:
         """Add a constant of INT32, or find an equal one."""
@@ -162,6 +211,8 @@ class Draft:
             old = main.tensors[new.template]
             if (new.shape, new.name) != (old.shape, old.name):
                 old = old._replace(name=new.name, shape=new.shape, signature=())
+            if new.part is not None:
+                old = old._replace(data=Span(0, len(self.content(index))), quantization=self.quantization(index))
             tensors.append(old._replace(index=index))
         operators = []
         for index, made in enumerate(self.operators):

@@ -163,7 +163,7 @@ def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) 
     search = Search(network)
     best: _File | None = None
     tried: dict[int, int] = {}
-    least = min(search.tail_bytes, plan.arena.smallest_bytes)
+    least = sum(search.alone)
 
     def attempt(height: int) -> None:
         nonlocal best
@@ -171,7 +171,7 @@ def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) 
         if height in tried:
             return
         say(f"patches within {height:,} bytes" + (f", best {best.smallest_bytes:,}" if best else ""))
-        margins: dict[tuple[int, int, bool], int] = {}
+        margins: dict[Unit, int] = {}
         for _ in range(_REPAIRS):
             choice = search.best(height, margins)
             estimate = 1 << 62 if choice is None else height + choice.tail_bytes
@@ -203,13 +203,13 @@ def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) 
     return best
 
 
-def _file(network: Network, choice: Choice, height: int) -> _File | list[tuple[int, int, bool]]:
+def _file(network: Network, choice: Choice, height: int) -> _File | list[Unit]:
     """Lower a choice and pack it into a height; the units that do not fit if it cannot be."""
     draft = lower(network, choice.units, upper=choice.upper)
     found = place(draft, height)
     if found.failed:
         ends = {draft.cuts[number].position for number in found.failed if number < len(draft.cuts)}
-        return [(unit.begin, unit.end, unit.upward) for unit in choice.units if unit.cuts and unit.end in ends]
+        return [unit._replace(cuts=()) for unit in choice.units if unit.cuts and unit.end in ends]
     low, high = bound(draft), height
     while high - low >= 16:
         middle = (low + high) // 32 * 16

@@ -8,11 +8,12 @@ the cheapest place before, or the convolution runs as VALID on a padded band.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from memfit.stream.emit.bands import Band, Fit, Need, across, choose, made
-from memfit.stream.emit.draft import Cut, Draft
+from memfit.stream.emit.draft import Cut, Draft, Part
 from memfit.stream.emit.nodes import IN_PLACE, JOIN, POINT, SAME, VALID, WINDOW, Network, Node
 
 ALIGNMENT = 16
@@ -35,6 +36,8 @@ class Unit(NamedTuple):
     """Rows at which the output is cut, from 0 to its height; empty to run the one node as it is."""
     upward: bool = False
     """The last rows first: what is read lies at the lower end of the arena, and what is made at the upper one."""
+    groups: int = 1
+    """Groups of channels in which a 1 by 1 convolution and the depthwise one after it are computed."""
 
     @property
     def patches(self) -> int:
@@ -157,6 +160,8 @@ class Patch:
         self.junk: dict[int, tuple[bool, bool]] = {}
         """Values to which junk is appended: row, column."""
         self.bands: dict[int, list[Band]] = {}
+        self.wide = {second.index: first for first, second in pairs(network, self.nodes)} if unit.groups > 1 else {}
+        """By depthwise convolution, the 1 by 1 convolution before it, where both run in groups of channels."""
         self.ask()
 
     # -- backwards ----------------------------------------------------------------------------------------------------
@@ -216,11 +221,28 @@ class Patch:
                 tensor = self.draft.keep(i)
                 self.bands[i] = [Band(tensor, 0, image.height, image.width, 0, image.height)]
                 self._append(i, need)
+        postponed = {node.index for node in self.wide.values()}
         for node in self.nodes:
-            band = self._node(node)
-            self.bands[node.output] = [band]
-            self._append(node.output, self.needs[node.output])
+            if node.index not in postponed:
+                band = self._groups(self.wide[node.index], node) if node.index in self.wide else self._node(node)
+                self.bands[node.output] = [band]
+                self._append(node.output, self.needs[node.output])
         return self._deliver()
+
+    def _groups(self, first: Node, second: Node) -> Band:
+        """Run two convolutions for one group of channels after the other, and join the channels."""
+        count, groups = self.network.images[second.output].channels, self.unit.groups
+        if first.output in self.junk:
+            raise CannotPatch
+        bands = []
+        for number in range(groups):
+            span = count * number // groups, count * (number + 1) // groups
+            self.bands[first.output] = [self._node(first, span)]
+            bands.append(self._window(second, span))
+        band = bands[0]
+        tensor = self._result(second, band, count)
+        self.draft.add("CONCATENATION", [band.tensor for band in bands], tensor, axis=3)
+        return band._replace(tensor=tensor)
 
     def _append(self, value: int, need: Need) -> None:
         """Append junk where it was asked for."""
@@ -235,7 +257,8 @@ class Patch:
         if image.row_axis != 1:
             raise CannotPatch
         high, wide = band.rows + sum(rows), band.columns + sum(columns)
-        tensor = self.draft.part(value, (1, high, wide, image.channels), self._named(value, band.start, high))
+        channels = self.draft.tensors[band.tensor].shape[3]
+        tensor = self.draft.part(value, (1, high, wide, channels), self._named(value, band.start, high))
         around = self.draft.integers((0, 0, *rows, *columns, 0, 0), (4, 2))
         self.draft.add("PAD", [band.tensor, around], tensor)
         return Band(tensor, band.start - rows[0], high, wide, band.low, band.high)
@@ -261,25 +284,27 @@ class Patch:
         """Cut rows out of a band, and columns that are not the image's off."""
         image = self.network.images[value]
         rows, first = end - start, start - band.start
-        shape, begin = (1, rows, image.width, image.channels), (0, first, 0, 0)
+        channels = self.draft.tensors[band.tensor].shape[3]  # of a group perhaps
+        shape, begin = (1, rows, image.width, channels), (0, first, 0, 0)
         if image.row_axis == 2:
             shape, begin = (1, image.channels, rows, image.width), (0, 0, first, 0)
         tensor = self.draft.part(value, shape, self._named(value, start, rows))
         self._cut(band.tensor, begin, tensor)
         if alias and image.row_axis == 1 and band.columns == image.width:
-            _put(self.draft, tensor, band.tensor, first * image.row_bytes)
+            _put(self.draft, tensor, band.tensor, first * image.row_bytes * channels // image.channels)
         found = Band(tensor, start, rows, image.width, max(band.low, start), min(band.high, end))
         self.bands[value].append(found)
         return found
 
-    def _node(self, node: Node) -> Band:
+    def _node(self, node: Node, channels: tuple[int, int] | None = None) -> Band:
         if node.kind == WINDOW and not _is_point(node):
             return self._window(node)
         if node.kind == JOIN:
             return self._join(node)
         value, need = node.inputs[0], self.needs[node.output]
         band = self._direct(value, self.needs[value]) or self._obtain(value, need.start, need.end)
-        return self._run(node, [band], Band(-1, band.start, band.rows, band.columns, band.low, band.high))
+        out = Band(-1, band.start, band.rows, band.columns, band.low, band.high)
+        return self._run(node, [band], out, channels=channels)
 
     def _direct(self, value: int, need: Need) -> Band | None:
         """Find a band that holds what is needed and little more; the resident image counts if all of it is needed."""
@@ -291,13 +316,13 @@ class Patch:
                 return band
         return None
 
-    def _window(self, node: Node) -> Band:
+    def _window(self, node: Node, channels: tuple[int, int] | None = None) -> Band:
         rows, columns = node.rows, node.columns
         assert rows is not None  # as in _asked
         assert columns is not None
         value, need, chosen = node.inputs[0], self.needs[node.output], self.fits[node.index]
         if chosen is None:
-            return self._padded(node)
+            return self._padded(node, channels)
         paddings = (chosen.padding, SAME + VALID - chosen.padding)
         best: tuple[int, Band, Band, int] | None = None
         for band in self.bands[value]:
@@ -318,7 +343,7 @@ class Patch:
                 raise CannotPatch
             best = found.rows, band, found, chosen.padding
         _, band, out, padding = best
-        return self._run(node, [band], out, padding)
+        return self._run(node, [band], out, padding, channels)
 
     def _tried(self, node: Node, band: Band, padding: int) -> Band | None:
         """Tell what a kernel makes of a band; None if its padding does not line up."""
@@ -330,7 +355,7 @@ class Patch:
             return None
         return Band(-1, found.start, found.outputs, wide, found.low, found.high)
 
-    def _padded(self, node: Node) -> Band:
+    def _padded(self, node: Node, channels: tuple[int, int] | None) -> Band:
         """Run a convolution as VALID on a band that is padded as its rows need."""
         rows, columns = node.rows, node.columns
         assert rows is not None  # as in _asked
@@ -345,7 +370,7 @@ class Patch:
         if any(map(any, around)):
             band = self._pad(value, band, *around)
         out = Band(-1, need.start, need.end - need.start, columns.outputs, need.start, need.end)
-        return self._run(node, [band], out, VALID)
+        return self._run(node, [band], out, VALID, channels)
 
     def _join(self, node: Node) -> Band:
         """Bring the inputs to the same rows and columns, with as few cuts as can be."""
@@ -379,19 +404,30 @@ class Patch:
             raise CannotPatch
         return self._run(node, used, Band(-1, start, end - start, columns, low, high))
 
-    def _run(self, node: Node, bands: Sequence[Band], out: Band, padding: int | None = None) -> Band:
-        """Write the node's operator on bands of its inputs."""
-        draft = self.draft
-        image = self.network.images[node.output]
-        entire = (out.start, out.rows, out.columns) == (0, image.height, image.width)
-        if self.whole and entire and node is self.nodes[-1]:
-            tensor = draft.keep(node.output)
-        else:
-            shape = (1, out.rows, out.columns, image.channels)
-            tensor = draft.part(node.output, shape, self._named(node.output, out.start, out.rows))
+    def _run(
+        self,
+        node: Node,
+        bands: Sequence[Band],
+        out: Band,
+        padding: int | None = None,
+        channels: tuple[int, int] | None = None,
+    ) -> Band:
+        """Write the node's operator on bands of its inputs, for some of its output channels or for all."""
+        draft, tensors = self.draft, self.network.model.main.tensors
+        count = None if channels is None else channels[1] - channels[0]
+        tensor = self._result(node, out, count)
         given = dict(zip(node.inputs, bands, strict=True))
         old = [node.inputs[0] if k == 0 and len(node.operators) > 1 else i for k, i in enumerate(node.operator.inputs)]
-        inputs = [given[i].tensor if i in given else draft.keep(i) for i in old]
+        inputs = []
+        for i in old:
+            if i in given:
+                inputs.append(given[i].tensor)
+            elif channels is None or i < 0:
+                inputs.append(draft.keep(i))
+            else:
+                filter_axis = 3 if node.operator.name == "DEPTHWISE_CONV_2D" else 0
+                axis = filter_axis if len(tensors[i].shape) == 4 else 0
+                inputs.append(draft.channels(i, Part(axis, *channels)))
         draft.run(node.operators[-1], inputs, [tensor], padding)
         if node.operator.name in IN_PLACE:
             for i, band in given.items():
@@ -399,6 +435,16 @@ class Patch:
                     draft.place(band.tensor, tensor, 0)
                     break
         return out._replace(tensor=tensor)
+
+    def _result(self, node: Node, band: Band, channels: int | None) -> int:
+        """Make the tensor of a node's band: the whole value's own, where that is what it holds."""
+        image = self.network.images[node.output]
+        count = image.channels if channels is None else channels
+        entire = (band.start, band.rows, band.columns, count) == (0, image.height, image.width, image.channels)
+        if self.whole and entire and node is self.nodes[-1]:
+            return self.draft.keep(node.output)
+        shape = (1, band.rows, band.columns, count)
+        return self.draft.part(node.output, shape, self._named(node.output, band.start, band.rows))
 
     def _covers(self, tensor: int, other: int) -> bool:
         """Tell whether a tensor lies in no other and has the shape and size of another."""
@@ -436,6 +482,28 @@ class Patch:
         sizes = [-1 if start + size == length else size for start, length, size in shapes]
         parts = self.draft.integers(begin, (4,)), self.draft.integers(sizes, (4,))
         self.draft.add("SLICE", [tensor, *parts], result)
+
+
+def pairs(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]]:
+    """Give 1 by 1 convolutions with the depthwise ones of a stride after them: these can run in groups of channels.
+
+    The wide value between them is then never there with all its channels.
+    """
+    tensors = network.model.main.tensors
+    for first, second in pairwise(nodes):
+        if (first.operator.name, second.operator.name) != ("CONV_2D", "DEPTHWISE_CONV_2D") or not _is_point(first):
+            continue
+        filters = [tensors[node.operator.inputs[1]] for node in (first, second)]
+        count = network.images[first.output].channels
+        alone = second.inputs == (first.output,) and network.last[first.output] == second.index
+        readers = [node for node in network.nodes if first.output in node.inputs]
+        fits = (
+            filters[0].shape == (count, 1, 1, network.images[first.inputs[0]].channels)
+            and filters[1].shape[3] == count == network.images[second.output].channels
+            and all(filter.type == "INT8" and filter.is_constant for filter in filters)
+        )
+        if alone and fits and len(readers) == 1 and second.rows is not None and second.rows.stride > 1:
+            yield first, second
 
 
 def _is_point(node: Node) -> bool:

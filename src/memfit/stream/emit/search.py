@@ -18,7 +18,7 @@ from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align
 from memfit.memory.tflm.calls import Call, Keep
 from memfit.memory.tflm.operators import KERNELS
 from memfit.stream.emit.draft import Draft
-from memfit.stream.emit.lower import CONCATENATED, CannotPatch, Patch, Unit, in_place
+from memfit.stream.emit.lower import CONCATENATED, CannotPatch, Patch, Unit, in_place, lower_unit, pairs
 from memfit.stream.emit.nodes import Network, Node
 from memfit.stream.emit.place import found_uses
 
@@ -38,6 +38,8 @@ class Cost(NamedTuple):
     garbage_bytes: int
     """Beyond the patch's rows of the output."""
     tail_bytes: int
+    shared_bytes: int
+    """Of the tail besides, once for all patches: constants that were cut."""
     macs: int
     low: int
     """First row of the output for which this was worked out."""
@@ -72,6 +74,7 @@ class Stretch:
     standing_bytes: int
     """Whole values that live across it, and inputs that live on."""
     build: Build
+    groups: int = 1
     costs: dict[tuple[int, int, int, int, bool], Cost | None] = field(default_factory=dict)
 
     @cached_property
@@ -99,21 +102,20 @@ class Stretch:
 
     def _cost(self, low: int, high: int, *, upward: bool, entire: bool) -> Cost | None:
         draft = Draft(self.network.model)
-        unit = Unit(self.begin, self.end, (low, high), upward)
+        unit = Unit(self.begin, self.end, (low, high), upward, self.groups)
         try:
             patch = Patch(draft, self.network, unit, low, high, whole=entire)
             patch.write()
         except CannotPatch:
             return None
         head, garbage = self._head(draft, low, high)
-        tail = 0
-        for operator in draft.operators:
-            tail += tail_of(self.network, operator.template, operator.name, self.build)
-        added = [i for i, t in enumerate(draft.tensors) if t.template is None or not draft.is_constant(i)]
-        tail += self.build.size(EVAL_TENSOR) * len(added)
+        tail = sum(tail_of(self.network, draft, number, self.build) for number in range(len(draft.operators)))
+        eval_tensor = self.build.size(EVAL_TENSOR)
+        tail += eval_tensor * sum(t.template is None or not draft.is_constant(i) for i, t in enumerate(draft.tensors))
+        shared = eval_tensor * len(draft.parts)
         macs = macs_of(self.network, draft)
         needs = tuple((patch.needs[i].start, patch.needs[i].end) for i in self.inputs)
-        return Cost(head, garbage, tail, macs, low, needs)
+        return Cost(head, garbage, tail, shared, macs, low, needs)
 
     def _head(self, draft: Draft, low: int, high: int) -> tuple[dict[tuple[bool, bool], int], int]:
         """Give `head_bytes` and `garbage_bytes` of a patch that was written by itself."""
@@ -160,20 +162,32 @@ def macs_of(network: Network, draft: Draft) -> int:
     return total
 
 
-def tail_of(network: Network, template: int | None, name: str, build: Build) -> int:
-    """Give the persistent bytes of one operator, without its tensors; for operators of patches, `template` is None."""
-    kernel = KERNELS.get(name)
-    size = build.size(NODE)
-    if kernel is None:
-        return size
-    if kernel.parameters is not None:
-        size += build.size(kernel.parameters)
-    if kernel.data is not None:
-        size += align_up(build.size(kernel.data), ALIGNMENT)
-    if template is not None:
-        call = Call(network.model, 0, network.model.main.operators[template], build)
-        size += sum(align_up(event.nbytes, ALIGNMENT) for event in kernel.prepare(call) if isinstance(event, Keep))
+def tail_of(network: Network, draft: Draft, number: int, build: Build) -> int:
+    """Give the persistent bytes of one operator of a draft, without its tensors."""
+    operator = draft.operators[number]
+    size = _own(operator.name, build)
+    if operator.template is not None and operator.name in KERNELS:
+        call = Call(network.model, 0, network.model.main.operators[operator.template], build)
+        kept = [event.nbytes for event in KERNELS[operator.name].prepare(call) if isinstance(event, Keep)]
+        made, whole = draft.tensors[operator.outputs[0]].shape, call.output().shape
+        if len(made) == 4 and made[3] < whole[3]:  # some of the channels
+            kept = [nbytes * made[3] // whole[3] for nbytes in kept]
+        size += sum(align_up(nbytes, ALIGNMENT) for nbytes in kept)
     return size
+
+
+def _own(name: str, build: Build) -> int:
+    """Give the persistent bytes of any operator of a kind."""
+    kernel, size = KERNELS.get(name), build.size(NODE)
+    if kernel is not None and kernel.parameters is not None:
+        size += build.size(kernel.parameters)
+    if kernel is not None and kernel.data is not None:
+        size += align_up(build.size(kernel.data), ALIGNMENT)
+    return size
+
+
+GROUPS = (1, 2, 3, 4, 6, 8)
+"""Groups of channels that are tried."""
 
 
 class Search:
@@ -193,8 +207,8 @@ class Search:
         self.by_end: dict[int, list[Stretch]] = {}
         for stretch in self.stretches:
             self.by_end.setdefault(stretch.end, []).append(stretch)
-        self.tail_bytes = sum(self._alone(node) for node in network.nodes)
-        """Of the model as it is, without its constants' tensors."""
+        self.alone = [self._alone(node) for node in network.nodes]
+        """By node, its tail bytes when it runs by itself, without its constants' tensors."""
 
     def _plain(self, node: Node) -> int:
         """Give the bytes in use while a node runs with whole tensors, as the model has it."""
@@ -221,16 +235,19 @@ class Search:
                 )
                 dying = tuple(i for i in inputs if network.last[i] < end)
                 standing = [v for v in self.live[begin] if v not in dying]
-                yield Stretch(network, begin, end, inputs, dying, sum(network.nbytes[v] for v in standing), self.build)
+                waiting = sum(network.nbytes[v] for v in standing)
+                grouped = any(pairs(network, network.nodes[begin:end]))
+                for groups in GROUPS if grouped else GROUPS[:1]:
+                    yield Stretch(network, begin, end, inputs, dying, waiting, self.build, groups)
 
-    def best(self, height: int, margins: Mapping[tuple[int, int, bool], int] | None = None) -> Choice | None:
+    def best(self, height: int, margins: Mapping[Unit, int] | None = None) -> Choice | None:
         """Find the units with the smallest tail of all whose tensors in use never need more than `height` bytes.
 
         None if there are none.
 
         Args:
             height: of the head, in bytes.
-            margins: bytes that a unit must stay below it, by its first node, the node after its last, and `upward`.
+            margins: bytes that a unit must stay below it, by the unit without its cuts.
         """
         margins = margins or {}
         # By cut: the best way to it with the value that crosses it at the lower end of the arena, and at the upper.
@@ -242,13 +259,13 @@ class Search:
                 ways = []
                 before = found[end - 1][upper != self.turns[end - 1]]
                 if before is not None and self.plain_bytes[end - 1] <= height:
-                    ways.append(before.then(Unit(end - 1, end, ()), self._alone(node), node.macs))
+                    ways.append(before.then(Unit(end - 1, end, ()), self.alone[end - 1], node.macs))
                 for stretch in self.by_end.get(end, ()):
                     before = found[stretch.begin][not upper]
                     inside = range(stretch.begin, end)
                     if before is None or all(self.plain_bytes[k] <= height for k in inside):
                         continue
-                    margin = margins.get((stretch.begin, end, upper), 0)
+                    margin = margins.get(Unit(stretch.begin, end, (), upper, stretch.groups), 0)
                     way = self._patched(stretch, height - margin, upward=upper)
                     if way is not None:
                         ways.append(before.then(*way))
@@ -256,7 +273,10 @@ class Search:
         return min((way for way in found[self.count] if way is not None), default=None)
 
     def _alone(self, node: Node) -> int:
-        return tail_of(self.network, node.operators[-1], node.operator.name, self.build) + self.build.size(EVAL_TENSOR)
+        draft = Draft(self.network.model)
+        lower_unit(draft, self.network, Unit(node.index, node.index + 1, ()))
+        sizes = [tail_of(self.network, draft, number, self.build) for number in range(len(draft.operators))]
+        return sum(sizes) + self.build.size(EVAL_TENSOR) * len(node.outputs)
 
     def _patched(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[Unit, int, int] | None:
         """Cut a stretch's output into as few patches as fit."""
@@ -267,9 +287,10 @@ class Search:
         tail, macs = sum(cost.tail_bytes for cost in costs), sum(cost.macs for cost in costs)
         if len(sizes) > 1:
             joins = 1 + max(0, len(sizes) - 2) // (CONCATENATED - 1)
-            tail += joins * tail_of(self.network, None, "CONCATENATION", self.build)
+            tail += joins * _own("CONCATENATION", self.build)
+        tail += max(cost.shared_bytes for cost in costs)
         cuts = [0, *accumulate(reversed(sizes) if upward else sizes)]
-        return Unit(stretch.begin, stretch.end, tuple(cuts), upward), tail, macs
+        return Unit(stretch.begin, stretch.end, tuple(cuts), upward, stretch.groups), tail, macs
 
     def _largest(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[list[int], list[Cost]]:
         """Make one patch after the other as high as it can be, until all rows are done or no row fits."""

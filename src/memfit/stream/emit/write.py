@@ -18,7 +18,7 @@ from memfit.formats.flatbuffer import Field, File, Schema, Table
 from memfit.formats.tflite import TfliteModel, parse_model
 from memfit.formats.tflite.model import OFFLINE_MEMORY_ALLOCATION, OFFLINE_VERSION, ONLINE_PLANNED
 from memfit.formats.tflite.reader import IDENTIFIER
-from memfit.stream.emit.draft import Draft, NewOperator, NewTensor
+from memfit.stream.emit.draft import Draft, NewOperator
 
 ALIGNMENT = 16
 """Of a buffer's data in the file."""
@@ -155,7 +155,7 @@ class _Writer:
         main = self.records.main
         return self._record(
             "SubGraph",
-            tensors=Many("", [self._tensor(tensors, new) for new in self.draft.tensors]),
+            tensors=Many("", [self._tensor(tensors, index) for index in range(len(self.draft.tensors))]),
             inputs=Many("i", main.inputs),
             outputs=Many("i", main.outputs),
             operators=Many(
@@ -168,17 +168,28 @@ class _Writer:
             **({"name": Old(self.old.reference(at, "name"))} if (at := self.main.place("name")) else {}),
         )
 
-    def _tensor(self, tensors: Sequence[Table], new: NewTensor) -> Record:
+    def _tensor(self, tensors: Sequence[Table], index: int) -> Record:
+        new = self.draft.tensors[index]
         if new.template is None:
             return self._record(
                 "Tensor", shape=Many("i", new.shape), type=_INT32, buffer=self._buffer(new.data or b""),
                 name=Text(new.name),
             )  # fmt: skip
-        old = self.model.main.tensors[new.template]
+        old, table = self.model.main.tensors[new.template], tensors[new.template]
         changed: dict[str, Any] = {}
         if (new.shape, new.name) != (old.shape, old.name):
             changed = {"shape": Many("i", new.shape), "name": Text(new.name), "shape_signature": None}
-        return self._copy(tensors[new.template], "Tensor", changed)
+        if new.part is not None:
+            changed["buffer"] = self._buffer(self.draft.content(index))
+            found, layout = self.draft.quantization(index), self._layout("QuantizationParameters")
+            quantization = table.table("quantization", layout)
+            if found is not None and found != old.quantization and quantization is not None:
+                values = {
+                    "scale": Many("f", found.scales), "zero_point": Many("q", found.zero_points, 8), "min": None,
+                    "max": None,
+                }  # fmt: skip
+                changed["quantization"] = self._copy(quantization, "QuantizationParameters", values)
+        return self._copy(table, "Tensor", changed)
 
     def _operator(self, operators: Sequence[Table], new: NewOperator, code: int) -> Record:
         changed: dict[str, Any] = {"inputs": Many("i", new.inputs), "outputs": Many("i", new.outputs)}
@@ -319,7 +330,7 @@ def _compare(draft: Draft, offsets: Sequence[int], found: TfliteModel) -> None:
         and [repr(o._replace(custom_options=None)) for o in main.operators]
         == [repr(o._replace(custom_options=None)) for o in wanted.main.operators]
         and all(
-            repr(a._replace(data=None, buffer=0)) == repr(b._replace(data=None, buffer=0)) and _content(draft, b.index)
+            repr(a._replace(data=None, buffer=0)) == repr(b._replace(data=None, buffer=0)) and draft.content(b.index)
             == found.content(a.data)
             for a, b in zip(main.tensors, wanted.main.tensors, strict=True)
         )
@@ -333,10 +344,3 @@ def _compare(draft: Draft, offsets: Sequence[int], found: TfliteModel) -> None:
             received=f"{len(main.operators)} operators, {len(main.tensors)} tensors",
             todo="please report it, with the file",
         )
-
-
-def _content(draft: Draft, tensor: int) -> bytes:
-    new = draft.tensors[tensor]
-    if new.template is None:
-        return new.data or b""
-    return draft.model.content(draft.model.main.tensors[new.template].data)
