@@ -368,14 +368,18 @@ def _turn(site: _Site) -> Parts:
     return (same(y.height),), (whole(x.width, y.width),)
 
 
+def _axes(site: _Site) -> list[int] | None:
+    tensor = site.model.main.tensors[site.operator.inputs[1]]
+    return sorted(int(i) % 4 for i in constant(site.model, tensor).ravel()) if tensor.is_constant else None
+
+
 def _sum(site: _Site) -> Parts:
     x, y = site.inputs[0], site.output
     if x.height * x.width == 1 or y.height * y.width != 1 or y.channels != x.channels:
         raise _Refusal("it does not take the mean of a whole image")
     if site.captured is None:
         tensors = site.model.main.tensors
-        axes = tensors[site.operator.inputs[1]]
-        if not axes.is_constant or sorted(int(i) % 4 for i in constant(site.model, axes).ravel()) != [1, 2]:
+        if len(tensors[y.index].shape) != 4 and _axes(site) != [1, 2]:  # of an image as high as it has channels
             raise _Refusal("it does not take the mean of a whole image")
         if tensors[x.index].type not in ("INT8", "INT16"):
             raise _Refusal("sums of floats depend on their order")
