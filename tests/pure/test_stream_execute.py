@@ -239,6 +239,16 @@ def test_what_nobody_reads_is_computed_all_the_same() -> None:
     agrees(best(network), given, Interpreter(model).run(given))
 
 
+def test_a_mean_along_other_axes_runs_plainly() -> None:
+    """As high as it has channels, so that shapes alone do not tell which axes are gone."""
+    net = StreamNet()
+    x = net.conv(net.image(4, 6, 2), 6, 3)
+    model = parse_model(net.finish(net.reduce("MEAN", x, (1, 3))))
+    network, given = records(model), values(model)
+    assert network.ops[1].reason == "it does not take the mean of a whole image"
+    agrees(best(network), given, Interpreter(model).run(given))
+
+
 def test_states_live_on() -> None:
     net = Net()
     model = parse_model(net.build(net.svdf(net.input(1, 6), 4)))
