@@ -256,20 +256,22 @@ class Search:
         for end in range(1, self.count + 1):
             node = self.network.nodes[end - 1]
             for upper in (False, True):
-                ways = []
+                way: Choice | None = None
                 before = found[end - 1][upper != self.turns[end - 1]]
                 if before is not None and self.plain_bytes[end - 1] <= height:
-                    ways.append(before.then(Unit(end - 1, end, ()), self.alone[end - 1], node.macs))
+                    way = before.then(Unit(end - 1, end, ()), self.alone[end - 1], node.macs)
                 for stretch in self.by_end.get(end, ()):
                     before = found[stretch.begin][not upper]
                     inside = range(stretch.begin, end)
                     if before is None or all(self.plain_bytes[k] <= height for k in inside):
                         continue
                     margin = margins.get(Unit(stretch.begin, end, (), upper, stretch.groups), 0)
-                    way = self._patched(stretch, height - margin, upward=upper)
-                    if way is not None:
-                        ways.append(before.then(*way))
-                found[end][upper] = min(ways, default=None)
+                    spare = None if way is None else way.tail_bytes - before.tail_bytes
+                    patched = self._patched(stretch, height - margin, spare, upward=upper)
+                    if patched is not None:
+                        other = before.then(*patched)
+                        way = other if way is None else min(way, other)
+                found[end][upper] = way
         return min((way for way in found[self.count] if way is not None), default=None)
 
     def _alone(self, node: Node) -> int:
@@ -278,41 +280,47 @@ class Search:
         sizes = [tail_of(self.network, draft, number, self.build) for number in range(len(draft.operators))]
         return sum(sizes) + self.build.size(EVAL_TENSOR) * len(node.outputs)
 
-    def _patched(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[Unit, int, int] | None:
-        """Cut a stretch's output into as few patches as fit."""
+    def _patched(
+        self, stretch: Stretch, height: int, spare: int | None, *, upward: bool
+    ) -> tuple[Unit, int, int] | None:
+        """Cut a stretch's output into as few patches as fit; None if its tail is above what is spare."""
         rows = self.network.images[stretch.output].height
-        sizes, costs = self._largest(stretch, height, upward=upward)
+        sizes: list[int] = []
+        tail = macs = shared = 0
+        for size, cost in self._largest(stretch, height, upward=upward):
+            sizes.append(size)
+            tail, macs, shared = tail + cost.tail_bytes, macs + cost.macs, max(shared, cost.shared_bytes)
+            if spare is not None and tail + shared > spare:
+                return None
         if sum(sizes) < rows:
             return None
-        tail, macs = sum(cost.tail_bytes for cost in costs), sum(cost.macs for cost in costs)
         if len(sizes) > 1:
             joins = 1 + max(0, len(sizes) - 2) // (CONCATENATED - 1)
             tail += joins * _own("CONCATENATION", self.build)
-        tail += max(cost.shared_bytes for cost in costs)
         cuts = [0, *accumulate(reversed(sizes) if upward else sizes)]
-        return Unit(stretch.begin, stretch.end, tuple(cuts), upward, stretch.groups), tail, macs
+        return Unit(stretch.begin, stretch.end, tuple(cuts), upward, stretch.groups), tail + shared, macs
 
-    def _largest(self, stretch: Stretch, height: int, *, upward: bool) -> tuple[list[int], list[Cost]]:
+    def _largest(self, stretch: Stretch, height: int, *, upward: bool) -> Iterator[tuple[int, Cost]]:
         """Make one patch after the other as high as it can be, until all rows are done or no row fits."""
         rows = self.network.images[stretch.output].height
-        sizes: list[int] = []
-        costs: list[Cost] = []
-        while (done := sum(sizes)) < rows:
+        done, size = 0, rows
+        while done < rows:
             best: tuple[int, Cost] | None = None
             low, high = 1, rows - done
-            middle = high
+            middle, steps = min(size, high), 0
             while low <= high:
                 cost = self._fits(stretch, height, done, middle, upward=upward)
                 if cost is not None:
                     best, low = (middle, cost), middle + 1
                 else:
                     high = middle - 1
-                middle = (low + high) // 2
+                steps += 1  # as high as the one before, or a row more or less, is likely
+                middle = (low + high) // 2 if steps > 1 else low if cost is not None else high
             if best is None:
-                break
-            sizes.append(best[0])
-            costs.append(best[1])
-        return sizes, costs
+                return
+            yield best
+            size = best[0]
+            done += size
 
     def _fits(self, stretch: Stretch, height: int, done: int, count: int, *, upward: bool) -> Cost | None:
         """Give the cost of the next rows if they fit."""
