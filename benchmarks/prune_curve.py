@@ -30,6 +30,7 @@ SHARES = (0.5, 0.25, 0.125)
 WAYS = ("peak", "uniform", "both")
 NAMES = {"peak": "peak-driven pruning", "uniform": "uniform pruning", "both": "peak-driven pruning, then bits"}
 COLOURS = {"peak": "#2b6a99", "uniform": "#d1495b", "both": "#2f8f5b"}
+GREY = "#66727f"
 RATE = 5e-4
 """Of training the quantized network, whose gradients pass the rounding as they are: an eighth of fine-tuning's."""
 SAMPLES = 128
@@ -117,40 +118,52 @@ def table(done: dict[str, Any], seeds: list[int]) -> str:
 
 
 def draw(done: dict[str, Any], seeds: list[int], path: Path) -> None:
-    """Draw the three curves after training, and in thin dots what pruning alone left."""
+    """Draw the three curves, and in dots what they were before the last training; on the right the upper end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.6), dpi=160, facecolor="white")
+    figure = Figure(figsize=(9.6, 4.6), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, 0.13, 0.88, 0.72))
     whole = [done[f"{seed}/1"] for seed in seeds]
-    size = whole[0]["peak_bytes"]
-    axes.axhline(100 * mean(w["accuracy"] for w in whole), color="#66727f", linewidth=0.8, linestyle=(0, (4, 3)))
-    for number, way in enumerate(WAYS):
-        for key, style, width in (("accuracy", "-", 1.6), ("untuned", ":", 1.0)):
-            points = [[100 * done[f"{seed}/{share}/{way}"][key] for seed in seeds] for share in SHARES]
-            places = [size * share / 1024 * (1 + 0.012 * (number - 1)) for share in SHARES]
-            axes.errorbar(
-                places, [mean(p) for p in points], yerr=[stdev(p) if len(p) > 1 else 0.0 for p in points],
-                color=COLOURS[way], linestyle=style, marker="o", markersize=4, capsize=3, linewidth=width,
-                elinewidth=0.9, label=NAMES[way] if key == "accuracy" else None,
-            )  # fmt: skip
-    axes.plot([], [], color="#66727f", linestyle=":", linewidth=1.0, label="the same before its last training")
-    axes.plot([], [], color="#66727f", linestyle=(0, (4, 3)), linewidth=0.8, label="whole network")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([size * share / 1024 for share in SHARES])
-    axes.set_xticklabels([f"{size * share / 1024:.1f} KiB, 1/{round(1 / share)}" for share in SHARES])
-    axes.minorticks_off()
-    axes.set_xlabel("peak (mcunet), and its share of the whole network's at 8 bits", fontsize=9)
-    axes.set_ylabel("test accuracy, %", fontsize=9)
-    axes.grid(color="#e4e8ec", linewidth=0.8)
-    axes.tick_params(length=0, labelsize=8)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    for side in axes.spines.values():
-        side.set_visible(False)
-    figure.text(0.03, 0.93, "Digits network made smaller: accuracy against peak memory", fontsize=12, fontweight="bold")
-    figure.text(0.03, 0.88, f"{len(seeds)} seeds, mean and standard deviation", fontsize=9, color="#66727f")
+    size = whole[0]["peak_bytes"] / 1024
+    for panel, kinds in enumerate(((("accuracy", "-"), ("untuned", ":")), (("accuracy", "-"),))):
+        axes = figure.add_axes((0.07 + panel * 0.49, 0.13, 0.42, 0.64))
+        axes.axhline(
+            100 * mean(w["accuracy"] for w in whole), color=GREY, linewidth=0.8, linestyle=(0, (4, 3)),
+            label="whole network",
+        )  # fmt: skip
+        for number, way in enumerate(WAYS):
+            for key, style in kinds:
+                points = [[100 * done[f"{seed}/{share}/{way}"][key] for seed in seeds] for share in SHARES]
+                axes.errorbar(
+                    [size * share * (1 + 0.012 * (number - 1)) for share in SHARES], [mean(p) for p in points],
+                    yerr=[stdev(p) if len(p) > 1 else 0.0 for p in points], color=COLOURS[way], linestyle=style,
+                    marker="o", markersize=4, capsize=3, linewidth=1.5 if key == "accuracy" else 1.0, elinewidth=0.9,
+                    label=NAMES[way] if key == "accuracy" else None,
+                )  # fmt: skip
+        axes.plot([], [], color=GREY, linestyle=":", linewidth=1.0, label="before the last training")
+        axes.set_xscale("log", base=2)
+        axes.margins(x=0.12)
+        axes.set_xticks([size * share for share in SHARES])
+        axes.set_xticklabels([f"{size * share:.1f} KiB, 1/{round(1 / share)}" for share in SHARES])
+        axes.minorticks_off()
+        axes.set_xlabel("peak (mcunet), and its share of the whole network's at 8 bits", fontsize=8.5)
+        axes.set_ylabel("test accuracy, %", fontsize=8.5)
+        axes.grid(color="#e4e8ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=8)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        if panel:
+            axes.set_ylim(93, 99.5)
+        else:
+            handles, labels = axes.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.022, 0.885), ncols=5, frameon=False,
+                          fontsize=8, handlelength=1.8, columnspacing=1.6)  # fmt: skip
+    figure.text(0.03, 0.93, "Digits network made smaller: accuracy against peak memory", fontsize=13,
+                fontweight="bold", color="#1f2933")  # fmt: skip
+    figure.text(0.03, 0.885, f"{len(seeds)} seeds, mean and standard deviation; on the right the same from 93 % up",
+                fontsize=9.5, color=GREY)  # fmt: skip
     figure.savefig(path)
 
 

@@ -116,7 +116,7 @@ def test_data(batch: int = 150) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: PT0
     yield from zip(images.split(batch), labels.split(batch), strict=True)
 
 
-def fine_tune(model: nn.Module, epochs: int = 6, rate: float = 0.004, seed: int = 0, batch: int = 64) -> nn.Module:
+def fine_tune(model: nn.Module, epochs: int = 8, rate: float = 0.004, seed: int = 0, batch: int = 64) -> nn.Module:
     """Train a network in place for some epochs, at a rate that rises for a while and then falls to zero."""
     images, labels = _digits()[0]
     generator = torch.Generator().manual_seed(seed)
