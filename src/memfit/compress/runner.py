@@ -92,7 +92,7 @@ class _Step:
         for place, read in self.placed:
             args[place] = read(state)
         if self.inplace_view:  # turn a view of it, not the tensor that others look at
-            args[0] = args[0].detach()
+            args[0] = args[0].view_as(args[0])
         if not self.kwargs:
             return function(*args)
         return function(*args, **{**self.kwargs, **{name: read(state) for name, read in self.named}})
