@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,12 +82,19 @@ class _File(NamedTuple):
     choice: Choice
 
 
-def emit(model: TfliteModel, *, max_extra_macs: float = 0.1, progress: Progress | None = None) -> Patched:
+def emit(
+    model: TfliteModel,
+    *,
+    max_extra_macs: float = 0.1,
+    heights: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Patched:
     """Find patches with which the runtime starts in the smallest arena, and make the file.
 
     Args:
         model: what `memfit.formats.tflite.read_model` gives.
         max_extra_macs: multiply-accumulates that may be done twice, as a share of the model's own.
+        heights: of the head, in bytes: the only ones to try; None searches.
         progress: is told what is being done.
 
     Raises:
@@ -101,7 +108,7 @@ def emit(model: TfliteModel, *, max_extra_macs: float = 0.1, progress: Progress 
     network = network_of(model)
     macs = network_macs(network)
     reason = _why_not(model)
-    found = None if reason else _search(network, plan, macs * (1 + max_extra_macs), say)
+    found = None if reason else _search(network, plan, macs * (1 + max_extra_macs), heights, say)
     if found is None:
         data = planned_file(plan)
         reason = reason or "no patches save more of the head than their operators cost"
@@ -158,7 +165,9 @@ def network_macs(network: Network) -> int:
 # -- search -----------------------------------------------------------------------------------------------------------
 
 
-def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) -> _File | None:
+def _search(
+    network: Network, plan: ArenaPlan, most_macs: float, heights: Sequence[int] | None, say: Progress
+) -> _File | None:
     """Try heights from that of the plan downwards, then finer around the best; every promising choice is packed."""
     search = Search(network)
     best: _File | None = None
@@ -189,6 +198,10 @@ def _search(network: Network, plan: ArenaPlan, most_macs: float, say: Progress) 
             if not made:
                 return
 
+    if heights is not None:
+        for given in heights:
+            attempt(given)
+        return best
     height = float(plan.arena.head_bytes)
     while True:
         attempt(int(height))

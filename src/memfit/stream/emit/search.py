@@ -17,7 +17,7 @@ from typing import NamedTuple
 from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align_up, build_named
 from memfit.memory.tflm.calls import Call, Keep
 from memfit.memory.tflm.operators import KERNELS
-from memfit.stream.emit.draft import Draft
+from memfit.stream.emit.draft import Draft, NewOperator
 from memfit.stream.emit.lower import CONCATENATED, CannotPatch, Patch, Unit, in_place, lower_unit, pairs
 from memfit.stream.emit.nodes import Network, Node
 from memfit.stream.emit.place import found_uses
@@ -25,8 +25,8 @@ from memfit.stream.emit.place import found_uses
 LONGEST = 14
 """Nodes of a unit at most."""
 
-EDGE = 6
-"""Rows from the image's edge at which a patch may look different from one in the middle."""
+REACH = 4
+"""Rows from an image's edge within which a kernel's band may look different from one in the middle."""
 
 
 class Cost(NamedTuple):
@@ -45,6 +45,43 @@ class Cost(NamedTuple):
     """First row of the output for which this was worked out."""
     needs: tuple[tuple[int, int], ...]
     """Rows of each value before the unit, `[first, end)`."""
+
+
+class Tails:
+    """Persistent bytes of operators, worked out once for each kind, template and number of channels."""
+
+    def __init__(self, network: Network, build: Build) -> None:
+        self.network, self.build = network, build
+        self.known: dict[tuple[str, int | None, int], int] = {}
+        self.eval_tensor = build.size(EVAL_TENSOR)
+
+    def of(self, draft: Draft, operator: NewOperator) -> int:
+        """Give those of one operator of a draft, without its tensors."""
+        made = draft.tensors[operator.outputs[0]].shape
+        key = operator.name, operator.template, made[-1] if made else 1
+        if key not in self.known:
+            self.known[key] = self.own(operator.name) + self._kept(operator, made)
+        return self.known[key]
+
+    def own(self, name: str) -> int:
+        """Give those of any operator of a kind."""
+        kernel, size = KERNELS.get(name), self.build.size(NODE)
+        if kernel is not None and kernel.parameters is not None:
+            size += self.build.size(kernel.parameters)
+        if kernel is not None and kernel.data is not None:
+            size += align_up(self.build.size(kernel.data), ALIGNMENT)
+        return size
+
+    def _kept(self, operator: NewOperator, made: tuple[int, ...]) -> int:
+        """Give what a kernel keeps: per-channel buffers of a group of channels are smaller."""
+        if operator.template is None or operator.name not in KERNELS:
+            return 0
+        call = Call(self.network.model, 0, self.network.model.main.operators[operator.template], self.build)
+        kept = [event.nbytes for event in KERNELS[operator.name].prepare(call) if isinstance(event, Keep)]
+        whole = call.output().shape
+        if len(made) == 4 and made[3] < whole[3]:
+            kept = [nbytes * made[3] // whole[3] for nbytes in kept]
+        return sum(align_up(nbytes, ALIGNMENT) for nbytes in kept)
 
 
 class Choice(NamedTuple):
@@ -73,9 +110,22 @@ class Stretch:
     """Inputs that nobody reads after it."""
     standing_bytes: int
     """Whole values that live across it, and inputs that live on."""
-    build: Build
+    tails: Tails
     groups: int = 1
     costs: dict[tuple[int, int, int, int, bool], Cost | None] = field(default_factory=dict)
+
+    @cached_property
+    def edge(self) -> int:
+        """Rows from the output's edge at which a patch may look different from one in the middle."""
+        for row in range(self.network.images[self.output].height):
+            lows = {self.output: row}
+            for node in reversed(self.network.nodes[self.begin : self.end]):
+                if node.rows is not None and node.output in lows:
+                    low = lows[node.output] * node.rows.stride - node.rows.before
+                    lows.update((i, min(low, lows.get(i, low))) for i in node.inputs)
+            if min(lows.values()) >= REACH:
+                return row
+        return self.network.images[self.output].height
 
     @cached_property
     def period(self) -> int:
@@ -95,7 +145,13 @@ class Stretch:
         """Give what rows `[low, high)` of the output take; None if no operators compute them."""
         height = self.network.images[self.output].height
         entire = (low, high) == (0, height)
-        key = high - low, -1 if entire else min(low, EDGE), min(height - high, EDGE), low % self.period, upward
+        key = (
+            high - low,
+            -1 if entire else min(low, self.edge),
+            min(height - high, self.edge),
+            low % self.period,
+            upward,
+        )
         if key not in self.costs:
             self.costs[key] = self._cost(low, high, upward=upward, entire=entire)
         return self.costs[key]
@@ -109,10 +165,10 @@ class Stretch:
         except CannotPatch:
             return None
         head, garbage = self._head(draft, low, high)
-        tail = sum(tail_of(self.network, draft, number, self.build) for number in range(len(draft.operators)))
-        eval_tensor = self.build.size(EVAL_TENSOR)
-        tail += eval_tensor * sum(t.template is None or not draft.is_constant(i) for i, t in enumerate(draft.tensors))
-        shared = eval_tensor * len(draft.parts)
+        tail = sum(self.tails.of(draft, operator) for operator in draft.operators)
+        added = sum(t.template is None or not draft.is_constant(i) for i, t in enumerate(draft.tensors))
+        tail += self.tails.eval_tensor * added
+        shared = self.tails.eval_tensor * len(draft.parts)
         macs = macs_of(self.network, draft)
         needs = tuple((patch.needs[i].start, patch.needs[i].end) for i in self.inputs)
         return Cost(head, garbage, tail, shared, macs, low, needs)
@@ -162,30 +218,6 @@ def macs_of(network: Network, draft: Draft) -> int:
     return total
 
 
-def tail_of(network: Network, draft: Draft, number: int, build: Build) -> int:
-    """Give the persistent bytes of one operator of a draft, without its tensors."""
-    operator = draft.operators[number]
-    size = _own(operator.name, build)
-    if operator.template is not None and operator.name in KERNELS:
-        call = Call(network.model, 0, network.model.main.operators[operator.template], build)
-        kept = [event.nbytes for event in KERNELS[operator.name].prepare(call) if isinstance(event, Keep)]
-        made, whole = draft.tensors[operator.outputs[0]].shape, call.output().shape
-        if len(made) == 4 and made[3] < whole[3]:  # some of the channels
-            kept = [nbytes * made[3] // whole[3] for nbytes in kept]
-        size += sum(align_up(nbytes, ALIGNMENT) for nbytes in kept)
-    return size
-
-
-def _own(name: str, build: Build) -> int:
-    """Give the persistent bytes of any operator of a kind."""
-    kernel, size = KERNELS.get(name), build.size(NODE)
-    if kernel is not None and kernel.parameters is not None:
-        size += build.size(kernel.parameters)
-    if kernel is not None and kernel.data is not None:
-        size += align_up(build.size(kernel.data), ALIGNMENT)
-    return size
-
-
 GROUPS = (1, 2, 3, 4, 6, 8)
 """Groups of channels that are tried."""
 
@@ -194,7 +226,8 @@ class Search:
     """All stretches of a network."""
 
     def __init__(self, network: Network, build: str = "wheel") -> None:
-        self.network, self.build = network, build_named(build)
+        self.network = network
+        self.tails = Tails(network, build_named(build))
         self.count = len(network.nodes)
         self.live = [network.live(position) for position in range(self.count + 1)]
         self.plain_bytes = [self._plain(node) for node in network.nodes]
@@ -238,7 +271,7 @@ class Search:
                 waiting = sum(network.nbytes[v] for v in standing)
                 grouped = any(pairs(network, network.nodes[begin:end]))
                 for groups in GROUPS if grouped else GROUPS[:1]:
-                    yield Stretch(network, begin, end, inputs, dying, waiting, self.build, groups)
+                    yield Stretch(network, begin, end, inputs, dying, waiting, self.tails, groups)
 
     def best(self, height: int, margins: Mapping[Unit, int] | None = None) -> Choice | None:
         """Find the units with the smallest tail of all whose tensors in use never need more than `height` bytes.
@@ -277,8 +310,8 @@ class Search:
     def _alone(self, node: Node) -> int:
         draft = Draft(self.network.model)
         lower_unit(draft, self.network, Unit(node.index, node.index + 1, ()))
-        sizes = [tail_of(self.network, draft, number, self.build) for number in range(len(draft.operators))]
-        return sum(sizes) + self.build.size(EVAL_TENSOR) * len(node.outputs)
+        sizes = [self.tails.of(draft, operator) for operator in draft.operators]
+        return sum(sizes) + self.tails.eval_tensor * len(node.outputs)
 
     def _patched(
         self, stretch: Stretch, height: int, spare: int | None, *, upward: bool
@@ -296,7 +329,7 @@ class Search:
             return None
         if len(sizes) > 1:
             joins = 1 + max(0, len(sizes) - 2) // (CONCATENATED - 1)
-            tail += joins * _own("CONCATENATION", self.build)
+            tail += joins * self.tails.own("CONCATENATION")
         cuts = [0, *accumulate(reversed(sizes) if upward else sizes)]
         return Unit(stretch.begin, stretch.end, tuple(cuts), upward, stretch.groups), tail + shared, macs
 
@@ -352,7 +385,7 @@ class Search:
         for value in stretch.dying:
             x = self.network.images[value]
             first, end = cost.needs[stretch.inputs.index(value)]
-            if span[0] >= EDGE and height - span[1] >= EDGE:
+            if span[0] >= stretch.edge and height - span[1] >= stretch.edge:
                 shift = (span[0] - cost.low) * x.height // height
                 first, end = first + shift, end + shift
             gone = max(0, x.height - end) if upward else first
