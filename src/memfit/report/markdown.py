@@ -29,13 +29,18 @@ def render(result: Result, stream: IO[str]) -> None:
     phrases = headline.totals(result)
     if phrases:
         stream.write(f"\n{_escaped(' · '.join(phrases))}\n")
-    remarks = [f"- {_escaped(sentence.strip())}\n" for sentence in headline.lines(result)]
+    remarks = [f"{_indent(sentence)}- {_escaped(sentence.strip())}\n" for sentence in headline.lines(result)]
     remarks += [f"- {_escaped(note)}\n" for note in result.notes]
     around = headline.environment(result)
     if around:
         remarks.append(f"- {_escaped(around)}\n")
     if remarks:
         stream.write("\n" + "".join(remarks))
+
+
+def _indent(sentence: str) -> str:
+    """Keep a sentence that belongs to the one before it below that."""
+    return sentence[: len(sentence) - len(sentence.lstrip(" "))]
 
 
 def _line(stream: IO[str], cells: Iterable[str]) -> None:
