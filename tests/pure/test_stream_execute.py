@@ -62,28 +62,28 @@ def plan_at_random(network: StreamNetwork, pick: random.Random) -> StreamPlan:
     segments = Segments(network, resident=pick.random() < 0.4)
     end, chosen = segments.count, []
     while end:
-        every = list(segments.ending(end, 1 << 40, 1 << 40))
+        every = list(segments.ending(end, 1 << 40, 1 << 40, every=True))
         chosen.append(every[0] if every[0].in_place and pick.random() < 0.6 else pick.choice(every))
         end = chosen[-1].begin
     return plan_of(segments, chosen[::-1])
 
 
 def plan_of(segments: Segments, chosen: list[Segment]) -> StreamPlan:
-    arena = lay_out(segments, chosen, nodes=50)
+    arena = lay_out(segments, chosen)
     extra = sum(segment.extra_macs for segment in chosen)
-    return StreamPlan(segments.network, segments.resident, arena, extra, (), True)
+    return StreamPlan(segments.network, segments.resident, arena, extra, segments.network.macs, (), True)
 
 
 def together(network: StreamNetwork, stripes: int = 1) -> StreamPlan:
     """All operators in one segment."""
     segments = Segments(network)
-    every = segments.ending(segments.count, 1 << 40, 1 << 40)
+    every = segments.ending(segments.count, 1 << 40, 1 << 40, every=True)
     return plan_of(segments, [next(s for s in every if s.begin == 0 and s.stripes == stripes and not s.overlaps)])
 
 
 def best(network: StreamNetwork, share: float = 0.1, *, resident: bool = False) -> StreamPlan:
-    """Plan with a quick packing."""
-    return plan_stream(network, max_extra_macs=share, resident=resident, nodes=50)
+    """Plan a network."""
+    return plan_stream(network, max_extra_macs=share, resident=resident)
 
 
 def agrees(plan: StreamPlan, given: list[Array], expected: tuple[Array, ...]) -> Execution:
@@ -221,7 +221,7 @@ def test_a_depthwise_convolution_overwrites_its_input() -> None:
     model = parse_model(net.build(net.depthwise(image)))
     network, given = records(model), values(model)
     segments = Segments(network)
-    chosen = [next(segments.ending(end, 1 << 40, 1 << 40)) for end in range(1, segments.count + 1)]
+    chosen = [next(segments.ending(end, 1 << 40, 1 << 40, every=True)) for end in range(1, segments.count + 1)]
     assert [segment.in_place for segment in chosen] == [False, True, True]
     plan = plan_of(segments, chosen)
     assert len({plan.arena.value_offset(op.output) for op in network.ops}) == 1

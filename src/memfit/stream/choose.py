@@ -1,11 +1,19 @@
-"""The best segments of a network: dynamic programming over the places where it may be cut."""
+"""The best segments of a network: dynamic programming over the places where it may be cut.
+
+A place is a cut, and how many gates of squeeze-excites behind it are known already: those whose image was computed once
+to take its mean, and will be computed again from this cut, to be multiplied. See `recompute`.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from memfit.stream.segments import STRIPES, Segment, Segments
+import numpy as np
+
+from memfit.stream.recompute import Place, Run, Step, passes_of, steps_of
+from memfit.stream.segments import STRIPES, Integers, Segment, Segments
 
 CAP = 0.5
 """Share of extra multiply-accumulates above which no plan is looked for."""
@@ -18,83 +26,145 @@ class Choice:
     peak_bytes: int
     extra_macs: int
     segments: tuple[Segment, ...]
+    """Their operations are places in `order`."""
+    order: tuple[int, ...]
+    """The network's operations as they are done; some more than once."""
 
 
 @dataclass(frozen=True)
-class _State:
-    """The best way found to a cut."""
+class _Front:
+    """The best ways to a place, by increasing work and decreasing peak."""
 
-    peak: int
-    extra: int
-    stripes: int
+    peak: Integers
+    extra: Integers
+    stripes: Integers
     """Of all its segments: of ways that are otherwise equal, the one with the fewest is taken."""
-    segment: Segment | None
-    before: _State | None
+    steps: tuple[tuple[Step, _Front], ...]
+    """The last steps that lead here, each with the front that it comes from."""
+    step: Integers
+    """Per way: which of `steps` is its last one."""
+    before: Integers
+    """Per way: which way of that front it goes on from."""
 
 
-def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
-    """Find all ways to cut a network that no other beats in both peak and extra work, from least work to least memory.
-
-    Exact among the segments that `Segments` can measure: for each cut, every way to it that no other beats is kept.
+class Choices:
+    """All ways through a network, and the best of them.
 
     Args:
         segments: of the network.
         cap: largest share of extra multiply-accumulates.
     """
-    count = segments.count
-    limit_macs = int(cap * segments.network.macs)
-    bound = 1 << 62
-    if count:  # the plain run is one way; a segment that needs more is in no better one
-        bound = 1 + max(next(segments.ending(end, 0, 1 << 62)).peak_bytes for end in range(1, count + 1))
-    full = _states(segments, limit_macs, bound, 1)
-    if full:  # stripes only add work: what they are for is a lower peak than this
-        bound = full[0].peak + 1
-    return [_choice(state) for state in _states(segments, limit_macs, bound, STRIPES)]
+
+    def __init__(self, segments: Segments, cap: float = CAP) -> None:
+        self.segments = segments
+        self.limit_macs = int(cap * segments.network.macs)
+        self._passes = passes_of(segments)
+        bound = 1 << 62
+        if segments.count:  # the plain run is one way; a segment that needs more is in no better one
+            ends = range(1, segments.count + 1)
+            bound = 1 + max(next(segments.ending(end, 0, 1 << 62)).peak_bytes for end in ends)
+        whole = self._best(self._steps(bound, 1, again=False), None)
+        if len(whole.peak):  # stripes and passes only add work: what they are for is a lower peak than this
+            bound = int(whole.peak[0]) + 1
+        self._found = self._steps(bound, STRIPES, again=True)
+
+    def front(self, apart: Collection[tuple[int, ...]] = ()) -> list[Choice]:
+        """Find all ways that no other beats in both peak and extra work, from least work to least memory.
+
+        Exact among the segments that `Segments` can measure: for each place, every way to it that no other beats is
+        kept.
+
+        Args:
+            apart: operations of segments that may not count rows of their output as taking the room of rows of their
+                inputs.
+        """
+        front = self._best(self._found, apart)
+        return [_choice(front, way) for way in range(len(front.peak))]
+
+    def _steps(self, bound: int, stripes: int, *, again: bool) -> dict[Place, list[Step]]:
+        """Give the steps to each place; `again` allows passes."""
+        found: dict[Place, list[Step]] = {}
+        for target, step in steps_of(self.segments, self._passes if again else None, self.limit_macs, bound, stripes):
+            found.setdefault(target, []).append(step)
+        return {target: _undominated(steps) for target, steps in found.items()}
+
+    def _best(self, steps: dict[Place, list[Step]], apart: Collection[tuple[int, ...]] | None) -> _Front:
+        """Find the best ways to the end of a network; `apart` None for no overlaps at all."""
+        limit = self.segments.passes
+        start: Place = (0, 0)
+        fronts: dict[Place, dict[int, _Front]] = {start: {0: _START}}
+        """Place → how often a fed input was read, where that is limited → front."""
+        for target in sorted(steps):
+            found: dict[int, list[tuple[Step, _Front]]] = {}
+            for step in steps[target]:
+                if step.overlaps and (apart is None or step.runs[-1].ops in apart):
+                    continue
+                for reads, front in fronts.get(step.source, {}).items():
+                    after = reads + step.reads if limit is not None else 0
+                    if limit is None or after <= limit:
+                        found.setdefault(after, []).append((step, front))
+            fronts[target] = {reads: _joined(ways, self.limit_macs) for reads, ways in found.items()}
+        ends = fronts.get((self.segments.count, 0), {})
+        return _joined([(_STAY, front) for front in ends.values()], self.limit_macs)
 
 
-def _states(segments: Segments, limit_macs: int, bound: int, stripes: int) -> list[_State]:
-    """Find the best ways to the end of a network with at most so many stripes."""
-    fronts: list[list[_State]] = [[_State(0, 0, 0, None, None)]]
-    for end in range(1, segments.count + 1):
-        found: list[_State] = []
-        for segment in _undominated(list(segments.ending(end, limit_macs, bound, stripes))):
-            for state in fronts[segment.begin]:
-                extra = state.extra + segment.extra_macs
-                if extra <= limit_macs or segment.extra_macs <= 0:
-                    peak, parts = max(state.peak, segment.peak_bytes), state.stripes + segment.stripes
-                    found.append(_State(peak, extra, parts, segment, state))
-        fronts.append(_front(found))
-    return fronts[-1]
+def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
+    """Find the front of a network; see `Choices`."""
+    return Choices(segments, cap).front()
 
 
-def _undominated(found: list[Segment]) -> list[Segment]:
-    """Leave out segments for which another of the same operations has neither more bytes nor more work."""
-    best: dict[int, list[Segment]] = {}
-    for segment in sorted(found, key=lambda s: (s.extra_macs, s.peak_bytes, s.stripes)):
-        rivals = best.setdefault(segment.begin, [])
-        if not rivals or segment.peak_bytes < rivals[-1].peak_bytes:
-            rivals.append(segment)
-    return [segment for rivals in best.values() for segment in rivals]
+def _undominated(found: list[Step]) -> list[Step]:
+    """Leave out steps for which another between the same places has neither more bytes nor more work."""
+    best: dict[tuple[Place, bool, int], list[Step]] = {}
+    for step in sorted(found, key=lambda s: (s.extra, s.peak, s.stripes)):
+        rivals = best.setdefault((step.source, step.overlaps, step.reads), [])
+        if not rivals or step.peak < rivals[-1].peak:
+            rivals.append(step)
+    return [step for rivals in best.values() for step in rivals]
 
 
-def _front(found: list[_State]) -> list[_State]:
-    front: list[_State] = []
-    for state in sorted(found, key=lambda s: (s.extra, s.peak, s.stripes)):
-        if not front or state.peak < front[-1].peak:
-            front.append(state)
-    return front
+def _joined(ways: list[tuple[Step, _Front]], limit_macs: int) -> _Front:
+    """Go on from fronts by one step each, and keep the ways that no other beats."""
+    if not ways:
+        return replace(_START, peak=_NOTHING, extra=_NOTHING, stripes=_NOTHING, step=_NOTHING, before=_NOTHING)
+    peak = np.concatenate([np.maximum(front.peak, step.peak) for step, front in ways])
+    extra = np.concatenate([front.extra + step.extra for step, front in ways])
+    stripes = np.concatenate([front.stripes + step.stripes for step, front in ways])
+    lengths = [len(front.peak) for _, front in ways]
+    last = np.repeat(np.arange(len(ways)), lengths)
+    before = np.concatenate([np.arange(length) for length in lengths])
+    order = np.lexsort((stripes, peak, extra))
+    order = order[extra[order] <= limit_macs]
+    lowest = np.minimum.accumulate(peak[order])
+    best = order[np.append(np.full(min(len(order), 1), fill_value=True), lowest[1:] < lowest[:-1])]
+    return _Front(peak[best], extra[best], stripes[best], tuple(ways), last[best], before[best])
 
 
-def _choice(state: _State) -> Choice:
-    segments = []
-    at: _State | None = state
-    while at is not None and at.segment is not None:
-        segments.append(at.segment)
-        at = at.before
-    return Choice(state.peak, state.extra, tuple(reversed(segments)))
+_NOTHING: Integers = np.array([], dtype=np.int64)
+_ONE: Integers = np.array([0])
+_START = _Front(_ONE, _ONE, _ONE, (), _ONE, _ONE)
+"""The way of no steps."""
+_STAY = Step((0, 0), (), 0, 0, 0, 0)
+"""The step to where one is."""
 
 
-def within(front: list[Choice], *, extra_macs: int | None = None, peak_bytes: int | None = None) -> Choice | None:
+def _choice(front: _Front, way: int) -> Choice:
+    peak, extra = int(front.peak[way]), int(front.extra[way])
+    runs: list[Run] = []
+    while front.steps:
+        step, source = front.steps[front.step[way]]
+        way, front = int(front.before[way]), source
+        runs += reversed(step.runs)
+    segments: list[Segment] = []
+    order: list[int] = []
+    for run in reversed(runs):
+        begin = len(order)
+        order += run.ops
+        segments.append(replace(run.segment, begin=begin, end=len(order)))
+    return Choice(peak, extra, tuple(segments), tuple(order))
+
+
+def within(front: Sequence[Choice], *, extra_macs: int | None = None, peak_bytes: int | None = None) -> Choice | None:
     """Take of a front the lowest peak with no more extra work, or the least work within a peak; None for none."""
     if extra_macs is not None:
         at = bisect_left(front, extra_macs + 1, key=lambda choice: choice.extra_macs)

@@ -20,7 +20,7 @@ from memfit.kernels.kernel import Array, Region, area_of
 from memfit.stream.layout import SegmentLayout, line_name, scratch_name, sums_name, value_name
 from memfit.stream.network import INPUT, StreamOp, Value
 from memfit.stream.plan import StreamPlan
-from memfit.stream.reach import Span, stripes
+from memfit.stream.reach import Span
 from memfit.stream.segments import SUM_BYTES, Flow, Segments
 from memfit.stream.store import Place, Store
 
@@ -158,7 +158,7 @@ class _Run:
                 value = self.values[op.output]
                 macs += op.macs * count // (value.width * value.height)
         passes = max((count for counts in self.asked.values() for count in counts), default=1)
-        return Execution(outputs, store.high, macs, macs - network.macs, passes, step, store.gathered)
+        return Execution(outputs, store.high, macs, macs - self.plan.macs, passes, step, store.gathered)
 
     def _output(self, index: int) -> Array:
         tensor = self.model.main.tensors[index]
@@ -247,7 +247,7 @@ class _Run:
                     if value in places:
                         self._feed(places[value], row)
                 elif op.sums:
-                    columns = stripes(self.values[op.inputs[0]].width, segment.stripes)[stripe]
+                    columns = self.segments.own_columns(op.inputs[0], segment)[stripe]
                     sums = self._sums(number, op, first=stripe == row == 0)
                     self._add(op, sums, places, row, columns)
                 else:

@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memfit.packing import Alias, Buffer, Packing, Problem, pack
+from memfit.errors import InternalError
+from memfit.packing import Alias, Buffer, Packing, Problem, pack, violations
 from memfit.packing.buffers import Span as Rectangle
+from memfit.packing.greedy import height
+from memfit.stream.place import place
 from memfit.stream.reach import Span
 from memfit.stream.segments import SUM_BYTES, Flow, LineBuffer, Segment, Segments
 
-NODES = 15_000
-"""Placements that the search for the lowest arena may try."""
+HEIGHTS = (1.0, 1.004, 1.01, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
+"""Heights for which a packing is looked for, as shares of the most bytes live."""
+
+
+FEW = 350
+"""Rectangles up to which the general search for a low packing is quick."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Arena:
     layouts: tuple[SegmentLayout, ...]
     problem: Problem
     packing: Packing
+    stuck: int
+    """Segment that stood in the way of a lower packing; the number of segments where none did."""
 
     def line_offset(self, number: int, stripe: int, value: int) -> int:
         """Give the offset in bytes of a line buffer of segment `number`."""
@@ -147,7 +156,7 @@ class _Timeline:
         )
         spans: dict[int, tuple[Span, ...]] = {i: ((0, self.values[i].width),) * count for i in made | inputs}
         if streamed:
-            spans.update(segments.kept_columns(segment.begin, segment.end, count))
+            spans.update(segments.kept_columns(segment))
         births: dict[int, list[int]] = {i: [] for i in outputs}
         deaths: dict[int, list[int]] = {i: [] for i in dying}
         lines: list[LineBuffer] = []
@@ -212,18 +221,39 @@ def _rectangles(births: Sequence[int], deaths: Sequence[int], row_bytes: int) ->
     return found
 
 
-def lay_out(
-    segments: Segments, chosen: Sequence[Segment], *, nodes: int = NODES, time_limit: float | None = None
-) -> Arena:
+def lay_out(segments: Segments, chosen: Sequence[Segment], heights: Sequence[float] = HEIGHTS) -> Arena:
     """Place every buffer of a choice of segments.
 
     Args:
         segments: of the network.
         chosen: segments that follow each other from the first operation to the last.
-        nodes: how many placements the search may try.
-        time_limit: seconds for the search.
+        heights: shares of the most bytes live; for the first that succeeds, the buffers are packed within it. If none
+            does, a general planner packs them.
     """
     timeline = _Timeline(segments, chosen)
     timeline.run()
+    layouts = tuple(timeline.layouts)
     problem = Problem(tuple(timeline.buffers), tuple(timeline.aliases))
-    return Arena(tuple(timeline.layouts), problem, pack(problem, nodes=nodes, time_limit=time_limit))
+    bound, ends = problem.lower_bound, [layout.end_step for layout in layouts]
+    stuck = len(layouts)
+    for share in heights:
+        placed, reached = place(problem, ends, int(bound * share))
+        if placed is not None:
+            return Arena(layouts, problem, _checked(problem, placed), stuck)
+        stuck = min(stuck, reached)
+    few = sum(len(buffer.spans) for buffer in problem.buffers) <= FEW
+    return Arena(layouts, problem, pack(problem, nodes=100) if few else pack(problem, "size"), stuck)
+
+
+def _checked(problem: Problem, placed: Sequence[int]) -> Packing:
+    """Make a packing, which the independent validator has seen."""
+    offsets, found = problem.offsets(placed), height(problem.blocks, placed)
+    broken = violations(problem, offsets, height=found)
+    if broken:
+        raise InternalError(
+            "a packing by segments is not valid",
+            where=f"{len(problem.buffers)} buffers",
+            received=broken[0].message,
+            todo="report this with the network",
+        )
+    return Packing(offsets, found, problem.lower_bound, "segments")

@@ -98,6 +98,8 @@ class StreamOp:
     """True if it adds up its input row by row, and has its output at the end."""
     reason: str | None
     """Why it does not stream; None if it does."""
+    origin: int
+    """Operator of the network as it was given that it computes: its own index, unless something is computed again."""
 
     @property
     def streams(self) -> bool:
@@ -435,7 +437,9 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
             reason = str(refusal)
     name = values[output].name if made else operator.name.lower()
     macs = _macs(model, operator)
-    return StreamOp(operator.index, operator.name, name, read, output, made[1:], *parts, macs, sums, reason)
+    return StreamOp(
+        operator.index, operator.name, name, read, output, made[1:], *parts, macs, sums, reason, operator.index
+    )  # fmt: skip
 
 
 def _macs(model: TfliteModel, operator: Operator) -> int:

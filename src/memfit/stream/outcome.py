@@ -15,7 +15,6 @@ from memfit.plan.network import limits_of
 from memfit.stream.layout import SegmentLayout
 from memfit.stream.network import StreamNetwork, network_of
 from memfit.stream.plan import StreamPlan, plan_stream
-from memfit.stream.segments import STRIPES
 from memfit.targets import load
 from memfit.units import format_bytes
 
@@ -63,7 +62,7 @@ def stream_network(
         max_extra_macs=max_extra_macs,
         max_peak_bytes=limits.ram,
         resident=resident,
-        passes=STRIPES if passes is None else passes,
+        passes=passes,
     )
     before = _before(graph, network)
     baseline = figures(View(graph)).total_bytes
@@ -108,7 +107,7 @@ def stream_network(
             "target": limits.target.key if limits.target else None,
         },
         front=tuple(
-            {"extra_macs_share": choice.extra_macs / max(network.macs, 1), "peak_bytes": choice.peak_bytes}
+            {"extra_macs_share": choice.extra_macs / max(plan.macs, 1), "peak_bytes": choice.peak_bytes}
             for choice in plan.front
         ),
         boards=tuple(
@@ -192,7 +191,7 @@ def _advice(plan: StreamPlan, totals: dict[str, Any], share: float) -> tuple[str
     found = [f"{short} too much for {format_bytes(limit)}, at {totals['peak_at']}, with at most {share:.0%} extra MACs"]
     more = next((choice for choice in plan.front if choice.peak_bytes <= limit), None)
     if more is not None:
-        needed = more.extra_macs / max(plan.network.macs, 1)
+        needed = more.extra_macs / max(plan.macs, 1)
         found.append(f"--max-extra-macs {needed:.1%} would reach {format_bytes(more.peak_bytes)}")
     elif plan.front:
         found.append(f"no plan goes below {format_bytes(plan.front[-1].peak_bytes)}: a smaller input or network would")

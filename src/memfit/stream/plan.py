@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memfit.stream.choose import CAP, Choice, choose, within
-from memfit.stream.layout import NODES, Arena, SegmentLayout, lay_out
+from memfit.stream.choose import CAP, Choice, Choices, within
+from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out
 from memfit.stream.network import StreamNetwork
-from memfit.stream.segments import STRIPES, Segment, Segments
+from memfit.stream.recompute import reordered
+from memfit.stream.segments import Segment, Segments
 
-TRIES = 2
-"""Choices of a front that are packed, where the first ones do not pack to their bound."""
+TRIES = 8
+"""Choices that are packed, where the first ones do not pack to their bound."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,14 @@ class StreamPlan:
     """How a network runs in little memory."""
 
     network: StreamNetwork
+    """As it is executed: what is computed again stands there again, with `StreamOp.origin` for whose it is."""
     resident: bool
     """True if the network's input is whole in the arena; False if it is fed row by row."""
     arena: Arena
     extra_macs: int
     """Multiply-accumulates above the plain run's."""
+    macs: int
+    """Multiply-accumulates of the plain run of the network as it was given."""
     front: tuple[Choice, ...]
     """All choices that no other beats in peak and extra work, by increasing work; by count, not packed."""
     met: bool
@@ -41,16 +46,19 @@ class StreamPlan:
     @property
     def extra_share(self) -> float:
         """Extra multiply-accumulates as a share of the plain run's."""
-        return self.extra_macs / self.network.macs if self.network.macs else 0.0
+        return self.extra_macs / self.macs if self.macs else 0.0
 
     @property
     def passes(self) -> int:
-        """How often the input is read, row by row: once per stripe that takes any of it."""
+        """How often the input is read, row by row: in each segment that takes it, once per stripe that needs it."""
         if self.resident:
             return 1
-        fed = set(self.network.inputs)
-        counts = [sum(a < b for a, b in line.columns) for at in self.segments for line in at.lines if line.value in fed]
-        return max(counts, default=1)
+        counts = dict.fromkeys(self.network.inputs, 0)
+        for at in self.segments:
+            for line in at.lines:
+                if line.value in counts:
+                    counts[line.value] += sum(left < right for left, right in line.columns)
+        return max(1, *counts.values())
 
 
 def plan_stream(
@@ -59,8 +67,7 @@ def plan_stream(
     max_extra_macs: float = 0.1,
     max_peak_bytes: int | None = None,
     resident: bool = False,
-    passes: int = STRIPES,
-    nodes: int = NODES,
+    passes: int | None = None,
 ) -> StreamPlan:
     """Plan a network so that it runs in little memory.
 
@@ -69,49 +76,51 @@ def plan_stream(
         max_extra_macs: work that may be done twice, as a share of the plain run's multiply-accumulates.
         max_peak_bytes: instead of the lowest peak, look for the least work whose arena has at most so many bytes.
         resident: the network's input is whole in the arena, rather than fed row by row.
-        passes: how often a fed input may be read, once per stripe; without extra work it is read once.
-        nodes: placements that each packing may try.
+        passes: how often a fed input may be read, once per stripe and pass; None for as often as it takes. Without
+            extra work it is read once.
     """
     limit = int(max_extra_macs * network.macs)
-    cap = max(CAP, max_extra_macs)
+    found = Choices(Segments(network, resident=resident, passes=passes), max(CAP, max_extra_macs))
+    front = tuple(found.front())
     best: StreamPlan | None = None
-    front: tuple[Choice, ...] = ()
-    for overlap in (True, False):
-        segments = Segments(network, resident=resident, overlap=overlap, passes=passes)
-        found = choose(segments, cap)
-        front = front or tuple(found)
-        for choice in _candidates(found, limit, max_peak_bytes):
-            arena = lay_out(segments, _simpler(network, choice, segments), nodes=nodes if best is None else nodes // 8)
-            height = arena.packing.height
-            met = max_peak_bytes is None or height <= max_peak_bytes
-            plan = StreamPlan(network, resident, arena, choice.extra_macs, front, met)
-            best = plan if best is None else _better(best, plan, max_peak_bytes)
-            if best is plan and height <= choice.peak_bytes and met:
-                return plan
-    assert best is not None  # the plain run is a candidate
+    apart: set[tuple[int, ...]] = set()
+    """Segments whose output cannot take its input's room: this was in the way of a packing."""
+    for trial in range(TRIES):
+        choice = _candidate(found.front(apart) if apart else front, limit, max_peak_bytes)
+        if best is not None and max_peak_bytes is None and best.peak_bytes <= choice.peak_bytes:
+            break
+        executed = reordered(network, choice.order)
+        segments = Segments(executed, resident=resident, passes=passes)
+        chosen = _simpler(segments, choice)
+        arena = lay_out(segments, chosen, HEIGHTS[:2] if trial < TRIES - 1 else HEIGHTS)
+        met = max_peak_bytes is None or arena.packing.height <= max_peak_bytes
+        plan = StreamPlan(executed, resident, arena, choice.extra_macs, network.macs, front, met)
+        best = plan if best is None else _better(best, plan, max_peak_bytes)
+        near = [segment for segment in chosen[: arena.stuck + 1] if segment.overlaps]
+        if arena.packing.optimal or not near or (max_peak_bytes is not None and met):
+            break
+        apart.add(choice.order[near[-1].begin : near[-1].end])
+    assert best is not None
     return best
 
 
-def _simpler(network: StreamNetwork, choice: Choice, segments: Segments) -> list[Segment]:
+def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
     """Count row by row only where the peak needs it: the fewer rectangles, the sooner they are packed."""
-    plain = Segments(network, resident=segments.resident, overlap=False, passes=segments.passes)
     found = []
     for segment in choice.segments:
         if segment.overlaps:
-            rivals = plain.ending(segment.end, network.macs, choice.peak_bytes + 1, 1)
-            found.append(next((r for r in rivals if r.begin == segment.begin), segment))
+            rivals = segments.ending(segment.end, 0, choice.peak_bytes + 1, 1)
+            found.append(next((r for r in rivals if r.begin == segment.begin and not r.overlaps), segment))
         else:
             found.append(segment)
     return found
 
 
-def _candidates(front: list[Choice], limit: int, peak: int | None) -> list[Choice]:
-    """Give the choices to pack, the best first."""
+def _candidate(front: Sequence[Choice], limit: int, peak: int | None) -> Choice:
+    """Take the lowest peak with no more extra work than a limit, or the least such work within a peak."""
     allowed = [choice for choice in front if choice.extra_macs <= limit] or front[:1]
-    if peak is not None:
-        first = within(allowed, peak_bytes=peak)
-        return allowed[allowed.index(first) :][:TRIES] if first is not None else allowed[-1:]
-    return allowed[-TRIES:][::-1]
+    met = within(allowed, peak_bytes=peak) if peak is not None else None
+    return allowed[-1] if met is None else met
 
 
 def _better(a: StreamPlan, b: StreamPlan, peak: int | None) -> StreamPlan:

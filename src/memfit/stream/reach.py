@@ -151,10 +151,12 @@ def slide(length: int, outputs: int, way: Way) -> Axis:
     return Axis(kernel, stride, dilation, before, length)
 
 
-def stripes(width: int, count: int) -> list[Span]:
-    """Cut columns into `count` parts, as equal as can be.
+def stripes(width: int, count: int, edge: int = 0) -> list[Span]:
+    """Cut columns into `count` parts, as equal as can be, but for the outer ones, which get `edge` columns more.
 
-    >>> stripes(7, 3)
-    [(0, 3), (3, 5), (5, 7)]
+    >>> stripes(7, 3), stripes(12, 3, 1)
+    ([(0, 3), (3, 5), (5, 7)], [(0, 5), (5, 8), (8, 12)])
     """
-    return list(pairwise(-(-width * number // count) for number in range(count + 1)))
+    inner = width - 2 * edge
+    cuts = [edge - (-inner * number // count) for number in range(count + 1)]
+    return list(pairwise([0, *cuts[1:-1], width]))

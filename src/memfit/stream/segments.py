@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from memfit.stream.reach import Reach, Span, stripes
 
 STRIPES = 16
 """The most stripes that are tried."""
+
+EDGES = (0, 1, 2, 3)
+"""How many columns more than an equal share the outer stripes are given: they have one halo where others have two."""
 
 SUM_BYTES = 4
 """Bytes of one sum of a whole image, per channel: int32, as in TFLM."""
@@ -61,6 +65,35 @@ class Segment:
     in_place: bool = False
     """True for an operation that runs plainly and whose output has the input's bytes: a depthwise convolution, which
     overwrites it channel by channel, or a reshape."""
+    edge: int = 0
+    """Columns that the outer stripes have more than an equal share; see `stripes`."""
+
+
+_Columns = tuple[Integers, Integers]
+"""Per stripe of all ways to cut: the first column, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Ways to cut columns into stripes."""
+
+    ways: tuple[tuple[int, int], ...]
+    """How many stripes, and how many columns more than an equal share the outer ones have."""
+
+    @cached_property
+    def counts(self) -> Integers:
+        """Per way: how many stripes."""
+        return np.array([count for count, _ in self.ways])
+
+    @cached_property
+    def first(self) -> Integers:
+        """Per way: where its stripes begin, where those of all ways stand one behind the other."""
+        return np.cumsum(self.counts) - self.counts
+
+    @property
+    def stripes(self) -> int:
+        """Stripes of all ways."""
+        return sum(count for count, _ in self.ways)
 
 
 @dataclass(frozen=True)
@@ -74,51 +107,49 @@ class _End:
     """Value → rows of it that are made."""
     made: dict[int, Integers] | None
     """Value → rows of it that are made when row y of the last output is; None where rows do not say it."""
-    limit_macs: int
-    limit_bytes: int
+    cuts: _Cuts
 
 
 class Segments:
     """The segments of a network and what each takes."""
 
-    def __init__(
-        self, network: StreamNetwork, *, resident: bool = False, overlap: bool = True, passes: int = STRIPES
-    ) -> None:
+    def __init__(self, network: StreamNetwork, *, resident: bool = False, passes: int | None = None) -> None:
         """Prepare the segments.
 
         Args:
             network: from `network_of`.
             resident: the network's input is whole from the start, rather than fed row by row.
-            overlap: without stripes, rows of an output may take the room of rows of the inputs.
-            passes: how often a fed input may be read, once per stripe. Without extra work it is read once.
+            passes: how often a fed input may be read, once per stripe; None for as often as there are stripes. Without
+                extra work it is read once.
         """
         self.passes = passes
         self.network = network
         self.ops = network.ops
         self.values = network.values
         self.resident = resident
-        self.overlap = overlap
         self.count = len(self.ops)
-        self.birth: dict[int, int] = {}
-        """Value → first cut after which it exists."""
         self.last: dict[int, int] = {}
         """Value → last operation that reads it; the number of operations for outputs of the network."""
         self.whole: set[int] = set()
         """Inputs of the network that are held whole."""
+        self.reads: dict[int, list[tuple[int, int]]] = {}
+        """Fed input → first and last operation of each time that it is read."""
         for value in self.values.values():
             last = value.readers[-1] if value.readers else value.producer
             self.last[value.index] = self.count if value.leaves else last
-            self.birth[value.index] = value.producer
-            if value.producer == INPUT:
-                if resident or not value.readers or not all(self.ops[r].streams for r in value.readers):
-                    self.whole.add(value.index)
-                else:
-                    self.birth[value.index] = value.readers[0] if value.readers else 0
+        for i in network.inputs:
+            readers = self.values[i].readers
+            by_row = not self.values[i].leaves and all(self.ops[r].streams for r in readers)
+            if resident or not readers or not by_row:
+                self.whole.add(i)
+            else:
+                self.reads[i] = _reads([(r, self.ops[r].origin) for r in readers])
         self._live: dict[int, list[int]] = {}
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
         self._starts = self._pieces()
         self._ends = {id(reach): np.array([0, *reach.ends]) for op in self.ops for reach in op.rows}
         self._firsts = {id(reach): np.array(reach.firsts) for op in self.ops for reach in op.rows}
+        self._columns = {id(reach): np.array(reach.spans).reshape(-1, 2) for op in self.ops for reach in op.columns}
 
     # -- what lives between segments --------------------------------------------------------------------------------
 
@@ -126,20 +157,19 @@ class Segments:
         """Give the values that are whole between operations `cut - 1` and `cut`."""
         found = self._live.get(cut)
         if found is None:
-            found = self._live[cut] = [v for v in self.values if self._exists(v, cut) and self.last[v] >= cut]
+            found = self._live[cut] = [v for v in self.values if self._exists(v, cut)]
         return found
 
     def _exists(self, value: int, cut: int) -> bool:
-        if self.values[value].producer == INPUT:
-            return value in self.whole or self.birth[value] < cut
-        return self.values[value].producer < cut
+        if value in self.reads:
+            return any(first < cut <= last for first, last in self.reads[value])
+        given = self.values[value].producer == INPUT and value not in self.whole
+        return (not given and self.values[value].producer < cut) and self.last[value] >= cut
 
     def fed(self, value: int, begin: int, end: int) -> bool:
         """True for an input of the network that a segment takes row by row, from outside."""
-        found = self.values[value]
-        return (
-            found.producer == INPUT and value not in self.whole and begin <= self.birth[value] <= self.last[value] < end
-        )
+        met = [(first, last) for first, last in self.reads.get(value, ()) if first < end and last >= begin]
+        return bool(met) and all(begin <= first and last < end for first, last in met)
 
     def outputs(self, begin: int, end: int) -> list[int]:
         """Give what a segment makes for others."""
@@ -149,10 +179,14 @@ class Segments:
 
     def _pieces(self) -> list[int]:
         """Find for each operation the last cut at or before it that a single value crosses."""
+        crossing = [0] * (self.count + 1)
+        for i, value in self.values.items():
+            if value.producer != INPUT or i in self.network.inputs:  # what is given besides has one row
+                for cut in range(value.producer + 1, min(self.last[i], self.count - 1) + 1):
+                    crossing[cut] += 1
         starts, start = [], 0
         for cut in range(self.count):
-            crossing = [v for v in self.values if self.values[v].producer < cut <= self.last[v]]
-            if len(crossing) <= 1:
+            if crossing[cut] <= 1:
                 start = cut
             starts.append(start)
         return starts
@@ -189,7 +223,16 @@ class Segments:
 
     # -- bytes and work -----------------------------------------------------------------------------------------------
 
-    def ending(self, end: int, limit_macs: int, limit_bytes: int, most_stripes: int = STRIPES) -> Iterator[Segment]:
+    def ending(
+        self,
+        end: int,
+        limit_macs: int,
+        limit_bytes: int,
+        most_stripes: int = STRIPES,
+        *,
+        again: bool = False,
+        every: bool = False,
+    ) -> Iterator[Segment]:
         """Give the segments that end before operation `end`, from short to long.
 
         Args:
@@ -197,16 +240,17 @@ class Segments:
             limit_macs: the most extra multiply-accumulates.
             limit_bytes: segments that need as much or more are left out.
             most_stripes: the most stripes to try.
+            again: all of it will be computed once more, and is extra work as a whole.
+            every: also those that another one of the same operations beats in both bytes and work.
         """
         last = self.ops[end - 1]
         plain = self._plain(end - 1)
         if plain.peak_bytes < limit_bytes or not last.streams:
             yield plain
-        if not last.streams:
-            return
-        shared = _End(end, self.heights(end), self._rows(end), self._made(end), limit_macs, limit_bytes)
-        for count in range(1, min(most_stripes, self._stripe_width(end)) + 1):
-            yield from self._with_stripes(shared, count)
+        if last.streams:
+            cuts = _ways(self._stripe_width(end), most_stripes)
+            shared = _End(end, self.heights(end), self._rows(end), self._made(end), cuts)
+            yield from self._streamed(shared, limit_macs, limit_bytes, again=again, every=every)
 
     def _plain(self, index: int) -> Segment:
         """Run one operation by itself, every tensor whole."""
@@ -239,40 +283,43 @@ class Segments:
         last = self.ops[end - 1]
         return self.values[last.inputs[0] if last.sums else last.output].width
 
-    def own(self, value: Value, count: int) -> list[Span]:
-        """Cut a value that is kept whole into the columns that each stripe makes."""
-        return stripes(value.width, count)
+    def _own(self, value: Value, end: int, cuts: _Cuts) -> _Columns:
+        """Cut a value that is kept whole, or an image that is added up, into the columns that each stripe makes."""
+        return _all_stripes(value.width, self._stripe_width(end), cuts.ways)
 
-    def columns(self, end: int, count: int) -> Iterator[tuple[StreamOp, list[Span], dict[int, list[Span]]]]:
+    def own_columns(self, value: int, segment: Segment) -> list[Span]:
+        """Give the columns of a value that is kept whole, or added up, that each stripe of a segment makes."""
+        width, across = self.values[value].width, self._stripe_width(segment.end)
+        return stripes(width, segment.stripes, segment.edge * width // across)
+
+    def _walk(self, end: int, cuts: _Cuts) -> Iterator[tuple[StreamOp, _Columns, dict[int, _Columns]]]:
         """Give the columns that each operation makes per stripe, and those of all values that have been asked for.
 
-        From the last operation backwards.
-
-        The last operation's own stripes are equal; those before it make what is asked of them.
+        From the last operation backwards. The last operation's stripes are given; those before make what is asked.
         """
-        wanted: dict[int, list[Span]] = {}
+        nothing = np.zeros(cuts.stripes, dtype=np.int64)
+        wanted: dict[int, _Columns] = {}
         for index in range(end - 1, -1, -1):
             op = self.ops[index]
             if not op.streams or (op.sums and index != end - 1):
                 return
-            value = self.values[op.output]
-            spans = wanted.get(op.output, [(0, 0)] * count)
+            made = wanted.get(op.output, (nothing, nothing))
             if self.last[op.output] >= end:
-                spans = [_union(a, b) for a, b in zip(spans, self.own(value, count), strict=True)]
-            for i, asked in self._asked(op, spans):
-                before = wanted.get(i)
-                wanted[i] = asked if before is None else [_union(a, b) for a, b in zip(before, asked, strict=True)]
-            yield op, spans, wanted
+                made = _union(made, self._own(self.values[op.output], end, cuts))
+            for i, reach in zip(op.inputs, op.columns, strict=True):
+                asked = self._own(self.values[i], end, cuts) if op.sums else _under(self._columns[id(reach)], made)
+                wanted[i] = _union(wanted[i], asked) if i in wanted else asked
+            yield op, made, wanted
 
-    def kept_columns(self, begin: int, end: int, count: int) -> dict[int, tuple[Span, ...]]:
+    def kept_columns(self, segment: Segment) -> dict[int, tuple[Span, ...]]:
         """Give, for each value that a segment makes or reads, the columns per stripe."""
-        found: dict[int, list[Span]] = {}
-        for op, spans, wanted in self.columns(end, count):
-            found[op.output] = spans
-            if op.index == begin:
+        found: dict[int, _Columns] = {}
+        for op, made, wanted in self._walk(segment.end, _Cuts(((segment.stripes, segment.edge),))):
+            found[op.output] = made
+            if op.index == segment.begin:
                 found.update((i, asked) for i, asked in wanted.items() if i not in found)
                 break
-        return {i: tuple(spans) for i, spans in found.items()}
+        return {i: tuple(zip(a.tolist(), b.tolist(), strict=True)) for i, (a, b) in found.items()}
 
     def made_rows(self, end: int, made: set[int]) -> dict[int, int]:
         """Give how many rows of each of the values are made in a segment that ends before operation `end`."""
@@ -308,54 +355,72 @@ class Segments:
                 found[i] = np.maximum(found[i], asked) if i in found else asked
         return found
 
-    def _with_stripes(self, shared: _End, count: int) -> Iterator[Segment]:
-        """Give the segments of one end with one number of stripes, from short to long."""
-        end, values = shared.end, self.values
-        lines = [0] * count
+    def _streamed(
+        self, shared: _End, limit_macs: int, limit_bytes: int, *, again: bool, every: bool
+    ) -> Iterator[Segment]:
+        """Give the segments of one end that work row by row, in all ways to cut columns at once."""
+        end, values, cuts = shared.end, self.values, shared.cuts
+        last = self.ops[end - 1]
+        single = cuts.counts == 1
+        lines = np.zeros(cuts.stripes, dtype=np.int64)
         """Bytes of line buffers per stripe."""
-        extra = 0
+        extra = np.zeros(len(cuts.counts), dtype=np.int64)
         inputs: set[int] = set()
         outputs: list[int] = []
-        for op, spans, wanted in self.columns(end, count):
+        made_bytes = values[last.output].channels * SUM_BYTES if last.sums else 0
+        for op, (left, right), wanted in self._walk(end, cuts):
             value = values[op.output]
             inputs.discard(op.output)
             inputs.update(op.inputs)
-            outputs += [i for i in (op.output, *op.others) if self.last[i] >= end]
+            for i in (op.output, *op.others):
+                if self.last[i] >= end:
+                    outputs.append(i)
+                    made_bytes += values[i].nbytes
             if self.last[op.output] < end:
-                for k, (a, b) in enumerate(spans):
-                    lines[k] += shared.heights[op.output] * (b - a) * value.pixel_bytes
+                lines += shared.heights[op.output] * value.pixel_bytes * (right - left)
             if op.macs:
-                done = sum(b - a for a, b in spans) * shared.rows.get(op.output, 0)
-                extra += op.macs * done // (value.width * value.height) - op.macs
-            if max(lines) >= shared.limit_bytes or (count > 1 and extra > shared.limit_macs):
+                done = np.add.reduceat(right - left, cuts.first) * shared.rows.get(op.output, 0)
+                extra += op.macs * done // (value.width * value.height) - (0 if again else op.macs)
+            usable = (extra <= limit_macs) | (single & (not again))
+            usable &= np.maximum.reduceat(lines, cuts.first) < limit_bytes
+            if not usable.any():
                 return
-            again = count > 1 and any(self.fed(i, op.index, end) for i in inputs)
-            if again and (count > self.passes or extra <= 0):
-                continue
-            peak, overlaps = self._measure(shared, op.index, lines, {i: wanted[i] for i in inputs}, outputs)
-            if peak < shared.limit_bytes:
-                yield Segment(op.index, end, count, peak, extra, overlaps=overlaps)
+            own, held, fed = lines, set(self.live(op.index)), False
+            for i in inputs:
+                if self.fed(i, op.index, end):
+                    a, b = wanted[i]
+                    own = own + shared.heights[i] * values[i].pixel_bytes * (b - a)
+                    fed = True
+                else:
+                    held.add(i)
+            if fed:
+                usable &= single | (extra > 0)
+                if self.passes is not None:
+                    usable &= cuts.counts <= self.passes
+            waiting = sum(values[i].nbytes for i in held)
+            most = np.maximum.reduceat(own, cuts.first) + (waiting + made_bytes)
+            usable &= most < limit_bytes
+            for way in np.flatnonzero(usable) if every else _undominated(extra, most, cuts.counts, usable):
+                count, edge = cuts.ways[way]
+                yield Segment(op.index, end, count, int(most[way]), int(extra[way]), overlaps=False, edge=edge)
+            if not again:
+                low = self._overlapped(shared, inputs & held, outputs, waiting)
+                if low is not None and low + int(own[0]) < min(limit_bytes, int(most[0])):
+                    yield Segment(op.index, end, 1, low + int(own[0]), int(extra[0]), overlaps=True)
 
-    def _measure(
-        self, shared: _End, begin: int, lines: list[int], inputs: dict[int, list[Span]], outputs: list[int]
-    ) -> tuple[int, bool]:
-        """Give the bytes of a segment, and whether its output overlaps its inputs."""
+    def _overlapped(self, shared: _End, inputs: set[int], outputs: list[int], waiting: int) -> int | None:
+        """Give the bytes of whole values where rows of the output take the room of rows of inputs; None if they cannot.
+
+        Args:
+            shared: of the segment's end.
+            inputs: those that are held whole.
+            outputs: what the segment makes for others.
+            waiting: bytes of all that is whole while it runs, without its outputs.
+        """
         end, made, last = shared.end, shared.made, self.ops[shared.end - 1]
-        own = list(lines)
-        for i, spans in inputs.items():
-            value = self.values[i]
-            if self.fed(i, begin, end):
-                for k, (a, b) in enumerate(spans):
-                    own[k] += shared.heights[i] * (b - a) * value.pixel_bytes
-        held = {*self.live(begin), *(i for i in inputs if not self.fed(i, begin, end))}
-        waiting = sum(self.values[i].nbytes for i in held)
-        sums = self.values[last.output].channels * SUM_BYTES if last.sums else 0
-        most = waiting + sum(self.values[i].nbytes for i in outputs) + sums + max(own)
-        dying = [i for i in inputs if i in held and self.last[i] < end]
-        if not (self.overlap and len(own) == 1 and dying and made is not None and outputs == [last.output]):
-            return most, False
-        if any(self.values[i].planar for i in dying):
-            return most, False
+        dying = [i for i in inputs if self.last[i] < end]
+        if not dying or made is None or outputs != [last.output] or any(self.values[i].planar for i in dying):
+            return None
         output = self.values[last.output]
         during = np.arange(1, output.height + 1) * output.row_bytes
         stays = waiting
@@ -365,18 +430,13 @@ class Segments:
             for index in value.readers:
                 op = self.ops[index]
                 if op.output not in made:
-                    return most, False
+                    return None
                 firsts = self._firsts[id(op.rows[op.inputs.index(i)])]
                 done = made[op.output] - 1 if index == end - 1 else made[op.output]
                 dead = np.minimum(dead, firsts[done])
             during = during + (value.height - dead) * value.row_bytes
             stays -= value.nbytes
-        return max(stays + int(during.max()), waiting) + max(own), True
-
-    def _asked(self, op: StreamOp, spans: list[Span]) -> Iterator[tuple[int, list[Span]]]:
-        """Give each input of an operation with its columns per stripe; an image that is added up is only cut."""
-        for i, reach in zip(op.inputs, op.columns, strict=True):
-            yield i, self.own(self.values[i], len(spans)) if op.sums else [reach.of(*span) for span in spans]
+        return max(stays + int(during.max()), waiting)
 
 
 class Flow:
@@ -450,14 +510,65 @@ def _added(reach: Reach) -> tuple[list[int], list[int]]:
     return list(range(reach.length + 1)), list(range(1, reach.length + 1))
 
 
-def _union(a: Span, b: Span) -> Span:
-    """Give the smallest span around two, either of which may be empty.
+@cache
+def _all_stripes(width: int, across: int, ways: tuple[tuple[int, int], ...]) -> _Columns:
+    """Cut columns in all ways; the outer stripes' share is given for `across` columns."""
+    found = np.array([span for count, edge in ways for span in stripes(width, count, edge * width // across)])
+    return found[:, 0], found[:, 1]
 
-    >>> _union((2, 4), (3, 7)), _union((0, 0), (3, 7))
-    ((2, 7), (3, 7))
+
+def _union(a: _Columns, b: _Columns) -> _Columns:
+    """Give the smallest columns around two, either of which may be empty."""
+    full_a, full_b = a[0] < a[1], b[0] < b[1]
+    both = full_a & full_b
+    left = np.where(both, np.minimum(a[0], b[0]), np.where(full_b, b[0], a[0]))
+    right = np.where(both, np.maximum(a[1], b[1]), np.where(full_b, b[1], a[1]))
+    return left, right
+
+
+def _under(spans: Integers, made: _Columns) -> _Columns:
+    """Give the input's columns under those of an output; see `Reach.of`."""
+    left, right = made
+    full, last = left < right, len(spans) - 1
+    return (
+        np.where(full, spans[np.minimum(left, last), 0], 0),
+        np.where(full, spans[np.clip(right - 1, 0, last), 1], 0),
+    )
+
+
+def _undominated(extra: Integers, most: Integers, counts: Integers, usable: npt.NDArray[np.bool_]) -> list[int]:
+    """Give the ways that no other beats in both work and bytes, by increasing work."""
+    (ways,) = np.nonzero(usable)
+    ways = ways[np.lexsort((counts[ways], most[ways], extra[ways]))]
+    lowest = np.minimum.accumulate(most[ways])
+    better = np.append(np.full(min(len(ways), 1), fill_value=True), lowest[1:] < lowest[:-1])
+    return [int(way) for way in ways[better]]
+
+
+def _reads(readers: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Find where an input is read again from its first row: (operator, the one that it computes) of all readers.
+
+    >>> _reads([(0, 0), (3, 3)]), _reads([(0, 0), (3, 3), (9, 0), (12, 3)]), _reads([(0, 0), (3, 3), (9, 3)])
+    ([(0, 3)], [(0, 3), (9, 12)], [(0, 9)])
     """
-    if a[0] >= a[1]:
-        return b
-    if b[0] >= b[1]:
-        return a
-    return min(a[0], b[0]), max(a[1], b[1])
+    groups: list[dict[int, int]] = [{}]
+    for index, origin in readers:
+        if origin in groups[-1]:
+            groups.append({})
+        groups[-1][origin] = index
+    if any(group.keys() != groups[0].keys() for group in groups):
+        return [(readers[0][0], readers[-1][0])]
+    return [(min(group.values()), max(group.values())) for group in groups]
+
+
+@cache
+def _ways(width: int, most: int) -> _Cuts:
+    """List the ways to cut so many columns into at most so many stripes."""
+    return _Cuts(
+        tuple(
+            (count, edge)
+            for count in range(1, min(most, width) + 1)
+            for edge in EDGES
+            if edge == 0 or (count > 2 and width - 2 * edge >= count)
+        )
+    )
