@@ -30,6 +30,9 @@ from memfit.plan.writer import dependencies, rewrite
 Progress = Callable[[str], None]
 
 
+SHARED = "the file's own plan lets tensors share bytes, so that it is below what any packing reaches"
+
+
 @dataclass(frozen=True)
 class ArenaPlan:
     """How a network's buffers lie in the arena, and what the runtime needs for that."""
@@ -113,7 +116,10 @@ def plan_arena(
             found.append(_Candidate(held, which, None, packing))
         found.append(_Candidate(arena(which, build, offsets=offsets, estimate=estimate), which, offsets, packing))
     best = min(found, key=lambda plan: (plan.arena.head_bytes, plan.model is not model, plan.offsets is not None))
-    packing = next(plan.packing for plan in found if plan.packing is not None and plan.model is best.model)
+    packings = [p.packing for p in found if p.packing is not None and p.model is best.model]
+    if not packings:  # each was ruled out: the file's own offsets let tensors lie in each other
+        return ArenaPlan(model, model, stock, stock, None, None, 0, (SHARED,))
+    packing = packings[0]
     only = _is_only(order.order, pairs)
     bound = packing.lower_bound if only else max(order.lower_bound, _unordered(base.buffers))
     moved = None if best.model is model else tuple(operator.index for operator in best.model.main.operators)

@@ -17,7 +17,7 @@ from memfit.packing import Problem
 from memfit.packing.validator import violations
 from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
 from memfit.stream.emit.draft import Draft
-from memfit.stream.emit.lower import Unit, lower
+from memfit.stream.emit.lower import CannotPatch, Unit, lower
 from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
 from memfit.stream.emit.place import bound, buffers, place
 from memfit.stream.emit.search import Choice, Search, macs_of
@@ -218,7 +218,10 @@ def _search(
 
 def _file(network: Network, choice: Choice, height: int) -> _File | list[Unit]:
     """Lower a choice and pack it into a height; the units that do not fit if it cannot be."""
-    draft = lower(network, choice.units, upper=choice.upper)
+    try:
+        draft = lower(network, choice.units, upper=choice.upper)
+    except CannotPatch:  # at another place than the one that its cost was worked out for
+        return []
     found = place(draft, height)
     if found.failed:
         ends = {draft.cuts[number].position for number in found.failed if number < len(draft.cuts)}
