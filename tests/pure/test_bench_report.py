@@ -267,7 +267,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 DEFAULTS = {"per": "model", "mode": "in-place", "device": "cpu", "warmup": 25, "channels_last": False}
-DEFAULTS |= {"compile": False, "with_memory": False, "save": None, "args": {}}
+DEFAULTS |= {"compile": False, "with_memory": False, "save": None}
 
 
 def test_defaults_are_as_stated(calls, capsys) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memfit.compress.sweep import one_thread
 from memfit.errors import CaptureError, SourceError, UsageError, require, said
 
 IMPORTANCE = ("magnitude", "taylor", "bn-scale")
@@ -56,6 +57,7 @@ class Surgery:
         for parameter in model.parameters():  # the dependencies are read from autograd's graph
             parameter.requires_grad_(parameter.is_floating_point())
         try:
+            # One thread: a call with one sample is over before several have found each other on a busy machine.
             with quiet(), one_thread(), torch.enable_grad():
                 self._graph = pruning.DependencyGraph().build_dependency(
                     model, example_inputs=args, forward_fn=lambda net, _: net(*args, **kwargs), verbose=False
@@ -188,17 +190,6 @@ def _without_timm() -> Iterator[None]:
         yield
     finally:
         del sys.modules["timm"]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread: a call with one sample is over before several have found each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
