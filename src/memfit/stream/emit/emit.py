@@ -281,6 +281,8 @@ def _inputs(model: TfliteModel) -> Iterator[list[np.ndarray]]:
 
 def _range(dtype: np.dtype) -> tuple[int, int]:
     if dtype.kind not in "iu":
-        raise SourceError("an input is of no integer type", received=str(dtype), todo="quantize its input")
+        raise SourceError(
+            "an input is of no integer type", where="an input", received=str(dtype), todo="quantize its input"
+        )
     info = np.iinfo(dtype)
     return int(info.min), int(info.max)
