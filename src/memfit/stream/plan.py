@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memfit.stream.choose import CAP, Choice, Choices, within
-from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out
+from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out, value_name
 from memfit.stream.network import StreamNetwork
 from memfit.stream.recompute import reordered
 from memfit.stream.segments import Segment, Segments
@@ -50,15 +50,14 @@ class StreamPlan:
 
     @property
     def passes(self) -> int:
-        """How often the input is read, row by row: in each segment that takes it, once per stripe that needs it."""
-        if self.resident:
-            return 1
-        counts = dict.fromkeys(self.network.inputs, 0)
+        """How often the input is read: in each segment that takes it row by row, once per stripe that needs it."""
+        kept = {buffer.name for buffer in self.arena.problem.buffers}
+        counts = {i: int(value_name(i) in kept) for i in self.network.inputs}
         for at in self.segments:
             for line in at.lines:
                 if line.value in counts:
                     counts[line.value] += sum(left < right for left, right in line.columns)
-        return max(1, *counts.values())
+        return max(counts.values(), default=1)
 
 
 def plan_stream(
