@@ -770,6 +770,7 @@ def stream(
     input_resident: bool = False,
     input_passes: int | None = None,
     target: str | None = None,
+    per: str = "segment",
     verify: bool = False,
     verify_inputs: int = 20,
     emit: str | Path | None = None,
@@ -792,8 +793,9 @@ def stream(
         max_extra_macs: multiply-accumulates that may be done twice: a fraction of the network's, or text such as 10%.
         max_peak: bytes, or text such as 128KiB: look for the least extra work within them, not for the lowest peak.
         input_resident: the input is whole in memory from the start, rather than fed row by row.
-        input_passes: how often a fed input may be read, once per stripe; without extra work it is read once.
+        input_passes: how often a fed input may be read, once per stripe and pass; without extra work it is read once.
         target: a board, whose RAM is `max_peak` where none is given.
+        per: rows of the result: one per `segment` of the plan, or one per plan of the Pareto `front`.
         verify: run the plan of a `.tflite` file in one array of its size: outputs must be those of a plain run, and are
             compared with the real runtime's where that is installed.
         verify_inputs: how many inputs to run.
@@ -826,6 +828,7 @@ def stream(
         resident=input_resident,
         target=target,
         passes=input_passes,
+        per=per,
     )
     if verify:
         said = verify_stream(plan, graph.origin, inputs=verify_inputs, progress=progress)

@@ -177,7 +177,7 @@ def test_what_cannot_stream_is_named() -> None:
     net = Net(4, 4, 2)
     turned = net.add("SOFTMAX", (net.input,), (1, 4, 4, 2))
     network = net.network(turned)
-    assert network.ops[0].reason == "it has no rule for rows"
+    assert network.ops[0].reason == "memfit has no rule for which rows it takes"
     assert plan_stream(network).peak_bytes == 2 * 32
 
 

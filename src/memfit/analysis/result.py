@@ -191,7 +191,8 @@ class Stream(Result):
     settings: dict[str, Any] = field(default_factory=dict)
     """What was asked for: largest share of extra multiply-accumulates, largest peak, resident input, target."""
     front: tuple[dict[str, Any], ...] = ()
-    """Plans that no other beats in both: `extra_macs_share`, `peak_bytes`."""
+    """Plans that no other beats in both: `extra_macs`, `extra_macs_share`, `peak_bytes`, and `fed_peak_bytes` and
+    `resident_peak_bytes`: the peak with an input fed row by row, and with one that is whole in memory."""
     boards: tuple[dict[str, Any], ...] = ()
     """Known boards: `name`, `ram_bytes`, `fits` and `fitted_before`."""
     plain: tuple[dict[str, Any], ...] = ()

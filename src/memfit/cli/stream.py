@@ -29,6 +29,9 @@ from memfit.cli.options import (
 @click.option("--input-resident", is_flag=True, help="The input is whole in memory, rather than fed row by row.")
 @click.option("--input-passes", metavar="N", type=COUNT, help="How often a fed input may be read.")
 @click.option("--target", metavar="BOARD", help="Fit this board's RAM; memfit targets lists them.")
+@click.option(
+    "--per", metavar="ROWS", default="segment", show_default=True, help="segment, or front: each plan none else beats."
+)
 @click.option("--verify", is_flag=True, help="Run the plan in one array of its size: outputs must be identical.")
 @click.option("--verify-inputs", metavar="N", type=COUNT, default=20, show_default=True)
 @click.option(

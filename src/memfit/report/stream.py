@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from memfit.analysis.result import Result, Stream
@@ -10,13 +11,21 @@ from memfit.report.columns import Column, shorten
 from memfit.units import format_bytes, format_count, format_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_KIB = 1 << 10
 
 _FRONT = 8
 """Points of the front that are printed."""
 
 _REASONS = 4
 """Reasons that are printed."""
+
+_KINDS = 6
+"""Kinds of operators that are printed for each."""
 
 
 def conditions(result: Result) -> list[str]:
@@ -45,19 +54,20 @@ def lines(result: Result) -> list[str]:
     """Show the front, what runs plainly and why, the boards, and what is missing."""
     if not isinstance(result, Stream):
         return []
-    found = list(result.advice)
-    if len(result.front) > 1:
+    found = [_other(result), *result.advice]
+    if len(result.front) > 1 and result.per != "front":
         points = result.front if len(result.front) <= _FRONT else _spread(result.front)
         found.append(
             "peak by extra MACs: "
             + " · ".join(f"{point['extra_macs_share']:.1%} {format_bytes(point['peak_bytes'])}" for point in points)
         )
-    reasons: dict[tuple[str, str], int] = {}
+    reasons: dict[str, Counter[str]] = {}
     for row in result.plain:
-        key = (row["type"], row["reason"])
-        reasons[key] = reasons.get(key, 0) + 1
-    for (kind, reason), count in sorted(reasons.items(), key=lambda entry: -entry[1])[:_REASONS]:
-        found.append(f"{kind}{f' ({count})' if count > 1 else ''} runs plainly: {reason}")
+        reasons.setdefault(row["reason"], Counter())[row["type"]] += 1
+    for reason, kinds in sorted(reasons.items(), key=lambda entry: -entry[1].total())[:_REASONS]:
+        named = ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in kinds.most_common(_KINDS))
+        more = f" and {len(kinds) - _KINDS} kinds more" if len(kinds) > _KINDS else ""
+        found.append(f"plainly, since {reason}: {named}{more}")
     fitting = sorted((b for b in result.boards if b["fits"]), key=lambda b: (b["ram_bytes"], b["name"]))
     if fitting:
         fitted = sum(board["fitted_before"] for board in result.boards)
@@ -70,6 +80,13 @@ def lines(result: Result) -> list[str]:
     if result.emitted is not None:
         found += _emitted(result.emitted)
     return found
+
+
+def _other(result: Stream) -> str:
+    """Say what the other way to take the input needs."""
+    other, says = ("fed", "fed row by row") if result.settings.get("input_resident") else ("resident", "resident")
+    peak, share = result.totals[f"{other}_peak_bytes"], result.totals[f"{other}_extra_macs_share"]
+    return f"with the input {says}: peak {format_bytes(peak)}, extra MACs {share:.2%}"
 
 
 def _emitted(e: dict[str, Any]) -> list[str]:
@@ -108,33 +125,21 @@ def _spread(front: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
 
 
 def chart(result: Result) -> Figure:
-    """Draw each segment's peak before and after, and the front beside them."""
+    """Draw each segment's peak before and after, and the front beside them; the front alone where it is the rows."""
     from matplotlib.figure import Figure
 
-    rows, height = result.rows, max(3.2, 1.5 + 0.3 * len(result.rows))
+    alone = result.per == "front"
+    rows, height = result.rows, 4.6 if alone else max(3.6, 1.6 + 0.3 * len(result.rows))
     drawn = Figure(figsize=(11, height), dpi=160, facecolor="white")
-    axes = drawn.add_axes((0.27, 0.55 / height, 0.36, 1 - 1.35 / height))
-    places = range(len(rows))
-    kib = 1 << 10
-    axes.barh([y - 0.2 for y in places], [r["before_bytes"] / kib for r in rows], 0.36, color=png.GRID, label="before")
-    axes.barh([y + 0.2 for y in places], [r["peak_bytes"] / kib for r in rows], 0.36, color=png.BAR, label="streamed")
-    axes.set_yticks(list(places))
-    axes.set_yticklabels([shorten(str(row["name"]), 38) for row in rows], fontsize=7.5, parse_math=False)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("peak, KiB", fontsize=8.5, color=png.SOFT)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    side = drawn.add_axes((0.71, 0.55 / height, 0.26, 1 - 1.35 / height))
-    front = result.front if isinstance(result, Stream) else ()
-    shares = [100 * point["extra_macs_share"] for point in front]
-    side.step(shares, [point["peak_bytes"] / kib for point in front], where="post", color=png.BAR, marker="o", ms=3)
-    at = (100 * result.totals["extra_macs_share"], result.totals["peak_bytes"] / kib)
-    side.plot(*at, marker="o", color=png.PEAK)
-    side.set_ylim(bottom=0)
-    side.set_xlabel("extra MACs, %", fontsize=8.5, color=png.SOFT)
-    side.set_ylabel("peak, KiB", fontsize=8.5, color=png.SOFT)
-    for part in (axes, side):
+    bottom, tall = 0.55 / height, 1 - 1.4 / height
+    parts = [drawn.add_axes((0.08, bottom, 0.88, tall) if alone else (0.72, bottom, 0.25, tall))]
+    _draw_front(parts[0], result)
+    if not alone:
+        parts.append(drawn.add_axes((0.27, bottom, 0.38, tall)))
+        _draw_segments(parts[1], rows)
+    for part in parts:
         part.tick_params(length=0, labelsize=7.5, labelcolor=png.SOFT)
-        part.grid(color=png.GRID, linewidth=0.8)
+        part.grid(color=png.GRID, linewidth=0.8, axis="both" if part is parts[0] else "x")
         part.set_axisbelow(True)
         for spine in part.spines.values():
             spine.set_visible(False)
@@ -145,6 +150,43 @@ def chart(result: Result) -> Figure:
     return drawn
 
 
+def _draw_segments(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw two bars per segment, and the figure of the one that remains."""
+    places = range(len(rows))
+    before = [row["before_bytes"] / _KIB for row in rows]
+    now = [row["peak_bytes"] / _KIB for row in rows]
+    axes.barh([y - 0.19 for y in places], before, 0.34, color=png.GRID, label="before: the largest of its operations")
+    axes.barh([y + 0.19 for y in places], now, 0.34, color=png.BAR, label="streamed")
+    room = max([*before, *now, 1e-9])
+    for y, value in zip(places, now, strict=True):
+        axes.text(value + 0.01 * room, y + 0.19, f"{value:,.1f}", va="center", fontsize=6.5, color=png.SOFT)
+    axes.set_yticks(list(places))
+    axes.set_yticklabels([shorten(str(row["name"]), 38) for row in rows], fontsize=7.5, parse_math=False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.1 * room)
+    axes.set_xlabel("peak, KiB", fontsize=8.5, color=png.SOFT)
+    axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+
+
+def _draw_front(axes: Axes, result: Result) -> None:
+    """Draw peak over extra work, the input fed and resident, and mark the plan."""
+    front = result.front if isinstance(result, Stream) else ()
+    for way, colour, says in (("fed", png.BAR, "input fed row by row"), ("resident", png.SOFT, "input resident")):
+        points = [point for point in front if point[f"{way}_peak_bytes"] is not None]
+        shares = [100 * point["extra_macs_share"] for point in points]
+        peaks = [point[f"{way}_peak_bytes"] / _KIB for point in points]
+        axes.step(shares, peaks, where="post", color=colour, linewidth=1.4, label=says)
+    at = (100 * result.totals["extra_macs_share"], result.totals["peak_bytes"] / _KIB)
+    axes.plot(*at, marker="o", color=png.PEAK)
+    axes.annotate(
+        f"{at[1]:,.1f} KiB", at, (6, -11), textcoords="offset points", fontsize=7.5, color=png.PEAK, fontweight="bold"
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("extra MACs, %", fontsize=8.5, color=png.SOFT)
+    axes.set_ylabel("peak, KiB", fontsize=8.5, color=png.SOFT)
+    axes.legend(fontsize=7.5, frameon=False, loc="best")
+
+
 _NEW = {
     "operations": Column("operations", format_count, 70),
     "stripes": Column("stripes", format_count, 88),
@@ -152,6 +194,9 @@ _NEW = {
     "line_bytes": Column("line buffers", format_bytes, 62),
     "before_bytes": Column("before", format_bytes, 76),
     "extra_macs": Column("extra MACs", format_count, 82),
+    "extra_macs_share": Column("share", columns.COLUMNS["params_share"].cell, 84),
+    "fed_peak_bytes": Column("input fed", format_bytes, 92),
+    "resident_peak_bytes": Column("input resident", format_bytes, 91),
     "segment": Column("segment", format_count, 8),
 }
 for _key, _column in _NEW.items():

@@ -124,6 +124,10 @@ class StreamNetwork:
         """Multiply-accumulates of the plain run."""
         return sum(op.macs for op in self.ops)
 
+    def given_name(self, op: StreamOp) -> str:
+        """Give the name that what an operator makes has in the network as it was given."""
+        return next(other.name for other in reversed(self.ops) if other.origin == op.origin)
+
 
 def network_of(graph: Graph) -> StreamNetwork:
     """Make the records of a network, of whatever source.
@@ -421,8 +425,10 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
         reason = "it has several outputs"
     elif not values[output].readers and not values[output].leaves:
         reason = "nobody reads its output"
+    elif all(values[i].height * values[i].width == 1 for i in (*read, *made)):
+        reason = "it works on no image"
     elif finder is None:
-        reason = "it has no rule for rows"
+        reason = "memfit has no rule for which rows it takes"
     elif any(len(shape := model.main.tensors[i].shape) == 4 and shape[0] != 1 for i in (*read, *made)):
         reason = "it works on several images"
     elif values[output].height * values[output].width == 1 and operator.name not in _SUMS:

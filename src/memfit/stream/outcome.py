@@ -12,6 +12,7 @@ from memfit.memory.mcunet import figures
 from memfit.memory.model import View
 from memfit.plan.estimate import CAPTURED, NOTE
 from memfit.plan.network import limits_of
+from memfit.stream.choose import within
 from memfit.stream.layout import SegmentLayout
 from memfit.stream.network import StreamNetwork, network_of
 from memfit.stream.plan import StreamPlan, plan_stream
@@ -19,6 +20,8 @@ from memfit.targets import load
 from memfit.units import format_bytes
 
 FED = "the input is fed row by row and is never whole in memory"
+SEGMENT, FRONT = "segment", "front"
+"""What rows may be."""
 RESIDENT = "the input is whole in memory from the start"
 
 
@@ -30,6 +33,7 @@ def stream_network(
     resident: bool = False,
     target: str | None = None,
     passes: int | None = None,
+    per: str = SEGMENT,
 ) -> tuple[Stream, StreamPlan]:
     """Plan a network to run in little memory.
 
@@ -39,7 +43,8 @@ def stream_network(
         max_peak: bytes: look for the least extra work within them, instead of the lowest peak.
         resident: the input is whole in memory, rather than fed row by row.
         target: a board, whose RAM is `max_peak` where none is given.
-        passes: how often a fed input may be read; None for as often as there may be stripes.
+        passes: how often a fed input may be read; None for as often as it takes.
+        per: rows of the result: one per `segment` of the plan, or one per plan of the `front`.
 
     Raises:
         UsageError: a share below 0, a size below one byte, no such board, or a network that is not of images.
@@ -57,13 +62,21 @@ def stream_network(
         raise UsageError(
             "the input is read at least once", where="--input-passes", received=str(passes), todo="write 1"
         )
-    plan = plan_stream(
-        network,
-        max_extra_macs=max_extra_macs,
-        max_peak_bytes=limits.ram,
-        resident=resident,
-        passes=passes,
-    )
+    if per not in (SEGMENT, FRONT):
+        raise UsageError("rows are segments or the front", where="--per", received=per, todo=f"{SEGMENT} or {FRONT}")
+    if not any(op.streams for op in network.ops):
+        raise UsageError(
+            "nothing here can be computed row by row: no operation makes an image",
+            where=graph.source,
+            received=", ".join(sorted({op.kind for op in network.ops})[:6]) or "no operations",
+            todo="memfit plan packs networks of any kind",
+        )
+    both = {
+        way: plan_stream(network, max_extra_macs=max_extra_macs, max_peak_bytes=limits.ram, resident=way, passes=passes)
+        for way in (False, True)
+    }
+    plan = both[resident]
+    front = _front(both, network.macs, resident=resident)
     before = _before(graph, network)
     baseline = figures(View(graph)).total_bytes
     rows = tuple(_row(plan, number, layout, before) for number, layout in enumerate(plan.segments))
@@ -75,6 +88,10 @@ def stream_network(
         "extra_macs_share": plan.extra_share,
         "extra_macs": plan.extra_macs,
         "macs": network.macs,
+        "fed_peak_bytes": both[False].peak_bytes,
+        "fed_extra_macs_share": both[False].extra_share,
+        "resident_peak_bytes": both[True].peak_bytes,
+        "resident_extra_macs_share": both[True].extra_share,
         "lower_bound_bytes": plan.arena.packing.lower_bound,
         "input_bytes": sum(network.values[i].nbytes for i in network.inputs),
         "input_passes": plan.passes,
@@ -91,11 +108,11 @@ def stream_network(
             }
             for i in network.inputs
         ),
-        per="segment",
+        per=per,
         memory="stream",
         training=False,
         device="cpu",
-        rows=rows,
+        rows=rows if per == SEGMENT else tuple({"name": f"{p['extra_macs_share']:.2%}", **p} for p in front),
         totals=totals,
         notes=tuple(_notes(plan, network, graph)),
         environment={},
@@ -106,10 +123,7 @@ def stream_network(
             "input_passes": passes,
             "target": limits.target.key if limits.target else None,
         },
-        front=tuple(
-            {"extra_macs_share": choice.extra_macs / max(plan.macs, 1), "peak_bytes": choice.peak_bytes}
-            for choice in plan.front
-        ),
+        front=front,
         boards=tuple(
             {
                 "name": board.key,
@@ -128,6 +142,24 @@ def stream_network(
     return result, plan
 
 
+def _front(both: dict[bool, StreamPlan], macs: int, *, resident: bool) -> tuple[dict[str, Any], ...]:
+    """Join the fronts of a fed and of a resident input: peaks within each share of extra work at which one falls."""
+    found = []
+    for extra in sorted({choice.extra_macs for plan in both.values() for choice in plan.front}):
+        best = {way: within(plan.front, extra_macs=extra) for way, plan in both.items()}
+        fed, whole = (None if (choice := best[way]) is None else choice.peak_bytes for way in (False, True))
+        found.append(
+            {
+                "extra_macs": extra,
+                "extra_macs_share": extra / max(macs, 1),
+                "peak_bytes": whole if resident else fed,
+                "fed_peak_bytes": fed,
+                "resident_peak_bytes": whole,
+            }
+        )
+    return tuple(found)
+
+
 def _before(graph: Graph, network: StreamNetwork) -> list[int]:
     """Give what each operator needs in the memory model mcunet; 0 for what it does not count."""
     per_op = figures(View(graph)).per_op
@@ -144,6 +176,8 @@ def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]
     """Describe one segment."""
     segment, ops, values = layout.segment, plan.network.ops, plan.network.values
     first, last = ops[segment.begin], ops[segment.end - 1]
+    names = [plan.network.given_name(op) for op in (first, last)]
+    later = {op.origin for op in ops[segment.end :]}
     count = segment.stripes
     lines = [
         sum(
@@ -153,14 +187,20 @@ def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]
         for stripe in range(count)
     ]
     return {
-        "name": first.name if len(range(segment.begin, segment.end)) == 1 else f"{first.name} … {last.name}",
-        "type": "in place" if segment.in_place else "streamed" if layout.lines or segment.overlaps else "plain",
+        "name": names[0] if segment.end - segment.begin == 1 else " … ".join(names),
+        "type": "in place"
+        if segment.in_place
+        else "pass"
+        if first.origin in later
+        else "streamed"
+        if layout.streamed
+        else "plain",
         "operations": segment.end - segment.begin,
         "stripes": count,
         "rows_kept": sum(line.rows for line in layout.lines),
         "line_bytes": max(lines, default=0),
         "peak_bytes": segment.peak_bytes,
-        "before_bytes": max(before[segment.begin : segment.end], default=0),
+        "before_bytes": max((before[op.origin] for op in ops[segment.begin : segment.end]), default=0),
         "extra_macs": segment.extra_macs,
         "segment": number,
         "first_op": segment.begin,
@@ -173,8 +213,8 @@ def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:
     notes.append(RESIDENT if plan.resident else FED)
     if plan.passes > 1 and not plan.resident:
         notes.append(
-            f"its rows are read {plan.passes} times, once per stripe: from flash, a file or a sensor that can be read "
-            "again; --input-passes 1 reads them once"
+            f"its rows are read {plan.passes} times, once per stripe and pass: from flash, a file or a sensor that can "
+            "be read again; --input-passes 1 reads them once"
         )
     packing = plan.arena.packing
     if not packing.optimal:

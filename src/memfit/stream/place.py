@@ -25,12 +25,12 @@ Gaps = list[tuple[int, int]]
 def place(problem: Problem, ends: Sequence[int], height: int) -> tuple[list[int] | None, int]:
     """Find an offset for each block of a problem, within a height in bytes.
 
-    Gives None where none is found, and the last segment that was reached: what stands in the way.
+    Gives None where none is found, and the segment that could not be reached or filled: what stands in the way.
 
     >>> from memfit.packing import Buffer
     >>> problem = Problem((Buffer("a", 4, [(0, 2)]), Buffer("b", 6, [(1, 3)]), Buffer("c", 8, [(2, 4)])))
     >>> place(problem, [2, 4], 14), place(problem, [2, 4], 13)
-    (([0, 8, 0], 1), (None, 1))
+    (([6, 0, 6], 2), (None, 1))
 
     Args:
         problem: without fixed buffers.
