@@ -80,7 +80,8 @@ class Histogram:
         wanted = np.where(largest > 0, np.maximum(exponent - (self.bins.bit_length() - 2), _LEAST), _NONE)
         self._widen(np.maximum(wanted, self._exponent))
         scale = np.ldexp(1.0, -np.where(self._exponent == _NONE, 0, self._exponent))
-        wide = values.dtype is torch.float64 or float(scale.max()) > 1e38 or float(scale.min()) < 1e-37
+        # In single precision a factor below one would round the smallest negative values to zero, one bin too high.
+        wide = values.dtype is torch.float64 or float(scale.max()) > 1e38 or float(scale.min()) < 1
         dtype = torch.float64 if wide else torch.float32
         factor = torch.from_numpy(scale).to(dtype)
         if self.channels == 1:
