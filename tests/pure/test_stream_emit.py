@@ -23,8 +23,9 @@ from memfit.plan.runtime import Runtime
 from memfit.stream.emit.bands import Need, choose, made
 from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.emit import emit, network_macs, prove
-from memfit.stream.emit.lower import Unit, lower
+from memfit.stream.emit.lower import lower
 from memfit.stream.emit.nodes import JOIN, TURN, WINDOW, Window, fit, network_of
+from memfit.stream.emit.patch import Unit
 from memfit.stream.emit.place import blocks, bound, place
 from memfit.stream.emit.search import Search, macs_of
 from memfit.stream.emit.write import write

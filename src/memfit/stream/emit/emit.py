@@ -17,8 +17,9 @@ from memfit.packing import Problem
 from memfit.packing.validator import violations
 from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
 from memfit.stream.emit.draft import Draft
-from memfit.stream.emit.lower import CannotPatch, Unit, lower
+from memfit.stream.emit.lower import lower
 from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
+from memfit.stream.emit.patch import CannotPatch, Unit
 from memfit.stream.emit.place import bound, buffers, place
 from memfit.stream.emit.search import Choice, Search, macs_of
 from memfit.stream.emit.write import write

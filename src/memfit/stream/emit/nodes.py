@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
 from memfit.kernels.kernel import constant
+from memfit.memory.tflm.builds import ALIGNMENT, align_up
 from memfit.memory.tflm.calls import tensor_bytes
 
 SAME, VALID = 0, 1
@@ -161,12 +162,8 @@ def network_of(model: TfliteModel) -> Network:
         for i in node.inputs:
             last[i] = node.index
     last.update(dict.fromkeys((o for o in main.outputs if o in maker), len(nodes)))
-    nbytes = {v: _up(tensor_bytes(main.tensors[v])) for v in maker}
+    nbytes = {v: align_up(tensor_bytes(main.tensors[v]), ALIGNMENT) for v in maker}
     return Network(model, tuple(nodes), images, nbytes, last, maker)
-
-
-def _up(size: int) -> int:
-    return -(-size // 16) * 16
 
 
 def _permutation(model: TfliteModel, operator: Operator) -> tuple[int, ...]:

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from memfit.memory.tflm.builds import ALIGNMENT, align_up
 from memfit.packing import Buffer, Problem, pack
 from memfit.packing.buffers import PackingError
 from memfit.stream.emit.draft import Draft, NewOperator
-
-ALIGNMENT = 16
-
 
 NODES = 3000
 """Placements that the packer may try for one block and height."""
@@ -38,7 +36,7 @@ def buffers(draft: Draft) -> list[Buffer]:
     Time 0 is before the first operator, and operator k runs at time k + 1.
     """
     return [
-        Buffer(str(root), _up(size), list(_rectangles(uses, size)), alignment=ALIGNMENT)
+        Buffer(str(root), align_up(size, ALIGNMENT), list(_rectangles(uses, size)), alignment=ALIGNMENT)
         for root, (size, uses) in found_uses(draft).items()
     ]
 
@@ -124,7 +122,7 @@ def _rectangles(uses: list[Use], size: int) -> Iterator[tuple[int, int, int, int
             merged.append((low, high, times))
     for low, high, times in merged:
         if high == size:
-            high = _up(high)  # noqa: PLW2901  (the runtime rounds a tensor's bytes up)
+            high = align_up(high, ALIGNMENT)  # noqa: PLW2901  (the runtime rounds a tensor's bytes up)
         for first, end in times:
             yield first, end, low, high - low
 
@@ -138,10 +136,6 @@ def _joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         else:
             found.append((first, end))
     return tuple(found)
-
-
-def _up(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 # -- places -----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align
 from memfit.memory.tflm.calls import Call, Keep
 from memfit.memory.tflm.operators import KERNELS
 from memfit.stream.emit.draft import Draft, NewOperator
-from memfit.stream.emit.lower import CONCATENATED, CannotPatch, Patch, Unit, in_place, lower_unit, pairs
+from memfit.stream.emit.lower import CONCATENATED, in_place, lower_unit
 from memfit.stream.emit.nodes import Network, Node
+from memfit.stream.emit.patch import CannotPatch, Patch, Unit, pairs
 from memfit.stream.emit.place import found_uses
 
 LONGEST = 14

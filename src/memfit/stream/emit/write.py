@@ -18,10 +18,9 @@ from memfit.formats.flatbuffer import Field, File, Schema, Table
 from memfit.formats.tflite import TfliteModel, parse_model
 from memfit.formats.tflite.model import OFFLINE_MEMORY_ALLOCATION, OFFLINE_VERSION, ONLINE_PLANNED
 from memfit.formats.tflite.reader import IDENTIFIER
+from memfit.memory.tflm.builds import align_up
+from memfit.plan.writer import ALIGNMENT
 from memfit.stream.emit.draft import Draft, NewOperator
-
-ALIGNMENT = 16
-"""Of a buffer's data in the file."""
 
 _INT32 = 2
 """TensorType.INT32."""
@@ -256,11 +255,11 @@ class _Layout:
             return
         data = len(part.text.encode()) + 1 if isinstance(part, Text) else len(part.items) * _width(part.code)
         alignment = 4 if isinstance(part, Text) else part.alignment
-        self.size = _up(self.size + 4, alignment) - 4
+        self.size = align_up(self.size + 4, alignment) - 4
         self.places[id(part)] = self._room(4 + data, 4)
 
     def _room(self, nbytes: int, alignment: int) -> int:
-        at = _up(self.size, alignment)
+        at = align_up(self.size, alignment)
         self.size = at + nbytes
         return at
 
@@ -276,15 +275,11 @@ def _width(code: str) -> int:
     return struct.calcsize(f"<{code}") if code else 4
 
 
-def _up(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
-
-
 def _serialize(root: Record, old: Any) -> bytes:
     """Write the front, padded so that the old file keeps its alignment, and the old file."""
     layout = _Layout()
     layout.add(root)
-    shift = _up(layout.size, ALIGNMENT)
+    shift = align_up(layout.size, ALIGNMENT)
     front = bytearray(shift)
     struct.pack_into("<I4s", front, 0, layout.places[id(root)], IDENTIFIER)
     for (size, *inside), at in layout.vtables.items():
