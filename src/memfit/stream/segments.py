@@ -28,6 +28,9 @@ STRIPES = 16
 EDGES = (0, 1, 2, 3)
 """How many columns more than an equal share the outer stripes are given: they have one halo where others have two."""
 
+UNEVEN = 8
+"""The most stripes of which the outer ones are given more."""
+
 SUM_BYTES = 4
 """Bytes of one sum of a whole image, per channel: int32, as in TFLM."""
 
@@ -149,7 +152,7 @@ class Segments:
         self._starts = self._pieces()
         self._ends = {id(reach): np.array([0, *reach.ends]) for op in self.ops for reach in op.rows}
         self._firsts = {id(reach): np.array(reach.firsts) for op in self.ops for reach in op.rows}
-        self._columns = {id(reach): np.array(reach.spans).reshape(-1, 2) for op in self.ops for reach in op.columns}
+        self._columns = {id(reach): _ends_of(reach) for op in self.ops for reach in op.columns}
 
     # -- what lives between segments --------------------------------------------------------------------------------
 
@@ -387,7 +390,7 @@ class Segments:
                 return
             own, held, fed = lines, set(self.live(op.index)), False
             for i in inputs:
-                if self.fed(i, op.index, end):
+                if i in self.reads and self.fed(i, op.index, end):
                     a, b = wanted[i]
                     own = own + shared.heights[i] * values[i].pixel_bytes * (b - a)
                     fed = True
@@ -526,14 +529,17 @@ def _union(a: _Columns, b: _Columns) -> _Columns:
     return left, right
 
 
-def _under(spans: Integers, made: _Columns) -> _Columns:
+def _ends_of(reach: Reach) -> _Columns:
+    """Give where the inputs of outputs begin from each place on, and where those of the ones before it end."""
+    spans = [*reach.spans, (0, 0)]
+    return np.array([span[0] for span in spans]), np.array([0, *(span[1] for span in reach.spans)])
+
+
+def _under(ends: _Columns, made: _Columns) -> _Columns:
     """Give the input's columns under those of an output; see `Reach.of`."""
     left, right = made
-    full, last = left < right, len(spans) - 1
-    return (
-        np.where(full, spans[np.minimum(left, last), 0], 0),
-        np.where(full, spans[np.clip(right - 1, 0, last), 1], 0),
-    )
+    full = left < right
+    return ends[0][left] * full, ends[1][right] * full
 
 
 def _undominated(extra: Integers, most: Integers, counts: Integers, usable: npt.NDArray[np.bool_]) -> list[int]:
@@ -569,6 +575,6 @@ def _ways(width: int, most: int) -> _Cuts:
             (count, edge)
             for count in range(1, min(most, width) + 1)
             for edge in EDGES
-            if edge == 0 or (count > 2 and width - 2 * edge >= count)
+            if edge == 0 or (2 < count <= UNEVEN and width - 2 * edge >= count)
         )
     )
