@@ -1,8 +1,8 @@
 """Streamed plans run in one byte array: what they take, and whether they give what the plain run and TFLM give.
 
     python benchmarks/stream_execute.py ../shared/models/*/*.tflite --inputs 20
-    python benchmarks/stream_execute.py --made --inputs 3 --front
-    python benchmarks/stream_execute.py … --made --write docs/stream.md    # put the table between the page's markers
+    python benchmarks/stream_execute.py --made --made-inputs 1
+    python benchmarks/stream_execute.py … --made --write docs/stream.md    # put the tables between the page's markers
 
 `--made` adds int8 models with random weights: ResNet18 and EfficientNet-B0 at 224, a U-Net at 128 and an MCUNet-like
 network at 160. Every access of a run is held against the plan. Needs `pip install memfit[tflm]`. Set OMP_NUM_THREADS=1
@@ -27,6 +27,8 @@ from memfit.memory.tflm import arena
 from memfit.plan.verify import sample_inputs
 from memfit.stream import Executor, StreamPlan, plan_stream, records
 from memfit.stream.verify import verify_stream
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.5)
 
 MARKERS = "<!-- executed -->", "<!-- end of executed -->"
 
@@ -62,7 +64,7 @@ def made(folder: Path) -> list[Path]:
     return found
 
 
-def run(path: Path, inputs: int, share: float, *, front: bool) -> list[Row]:
+def run(path: Path, inputs: int, share: float) -> list[Row]:
     model = read_model(path)
     network = records(model)
     stock = arena(model).head_bytes
@@ -77,9 +79,6 @@ def run(path: Path, inputs: int, share: float, *, front: bool) -> list[Row]:
         seconds = time.perf_counter() - started_run
         how = "resident" if resident else "row by row"
         found.append(Row(path.stem, how, plan, stock, said["copied_bytes"], planned - started, seconds, said))
-        if front:
-            points = "; ".join(f"{c.extra_macs / max(network.macs, 1):.2%} {c.peak_bytes:,}" for c in plan.front)
-            print(f"{path.stem}, input {how}, extra MACs and bytes live: {points}")
     return found
 
 
@@ -99,6 +98,19 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def fronts(rows: list[Row]) -> str:
+    """Give the lowest peak for each bound on extra MACs."""
+    heads = " | ".join(f"≤ {share:.0%}" if share else "none" for share in SHARES)
+    lines = [f"| model | input | {heads} |", f"|---|---|{'---:|' * len(SHARES)}"]
+    for row in rows:
+        found = []
+        for share in SHARES:
+            peaks = [c.peak_bytes for c in row.plan.front if c.extra_macs <= share * row.plan.macs]
+            found.append(f"{min(peaks) / 1024:.1f}" if peaks else "-")
+        lines.append(f"| {row.name} | {row.input} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
@@ -106,16 +118,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1, help="extra MACs, as a share")
     parser.add_argument("--made", action="store_true")
     parser.add_argument("--made-inputs", type=int, default=3)
-    parser.add_argument("--front", action="store_true")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for path in options.models:
-            rows += run(path, options.inputs, options.share, front=options.front)
+            rows += run(path, options.inputs, options.share)
         for path in made(Path(folder)) if options.made else []:
-            rows += run(path, options.made_inputs, options.share, front=options.front)
-    print(found := table(rows))
+            rows += run(path, options.made_inputs, options.share)
+    said_of_fronts = "Most bytes live at one time by the share of extra MACs that is allowed, KiB:"
+    print(found := f"{table(rows)}\n\n{said_of_fronts}\n\n{fronts(rows)}")
     if options.write:
         text = options.write.read_text()
         when = datetime.date.today().isoformat()
