@@ -15,6 +15,7 @@ from torch.nn import functional
 from memfit.capture.recording import tensors_in
 from memfit.capture.sources import load
 from memfit.capture.torch_trace import capture_module
+from memfit.compress.quicker import Convolution
 from memfit.compress.runner import Runner
 from memfit.errors import CaptureError, UsageError
 from memfit.graph.model import StorageKind
@@ -316,7 +317,11 @@ def test_only_values_that_no_one_else_sees_are_overwritten() -> None:
     torch.manual_seed(0)
     model, x = Norms().eval(), channels_last(torch.randn(2, 5, 8, 8))
     runner = Runner(capture_module(model, (x,)), model)
-    over = [op.target for op, step in zip(runner.graph.ops, runner._steps, strict=True) if step.inplace is not None]
+    over = [
+        op.target
+        for op, step in zip(runner.graph.ops, runner._steps, strict=True)
+        if step.overwritten >= 0 and step.quick
+    ]
     # Not the third norm, whose input is read again, and not tanh, which reads a layer's output.
     norm, activation = "aten.native_batch_norm.default", "aten.{}.default"
     assert over == [
@@ -352,6 +357,28 @@ def test_a_norm_whose_numbers_change_is_asked_again() -> None:
         assert same(runner.run([x]), [model(x)])
 
 
+def test_weights_are_packed_once_and_again_when_they_change() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16, bias=False), nn.Conv2d(16, 8, 1)).eval()
+    x = channels_last(torch.randn(4, 3, 12, 12))
+    runner = Runner(capture_module(model, (x,)), model)
+    with torch.no_grad():
+        assert torch.equal(runner.run([x])[0], model(x))
+        packed = [step.quick for step in runner._steps]
+        assert all(isinstance(quick, Convolution) for quick in packed)
+        same = {quick._same for quick in packed if isinstance(quick, Convolution)}
+        assert False not in same  # None where PyTorch has another kernel
+        assert (True in same) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        before = [quick._packed for quick in packed if isinstance(quick, Convolution)]
+        assert torch.equal(runner.run([x])[0], model(x))
+        after = [quick._packed for quick in packed if isinstance(quick, Convolution)]
+        assert all(a is b for a, b in zip(before, after, strict=True))
+        changed = runner.run([x], weights={2: {"1.weight": model[1].weight * 2}})[0]
+        model[1].weight.mul_(2)
+        assert torch.equal(runner.run([x])[0], model(x))
+        assert torch.equal(runner.run([x])[0], changed)
+
+
 def test_what_nothing_reads_does_not_run() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(1, 3, 6, 6)
     runner = Runner(capture_module(model, (x,)), model)
@@ -360,7 +387,7 @@ def test_what_nothing_reads_does_not_run() -> None:
         step.function = lambda *args, inner=step.function, name=op.target, **kwargs: (
             ran.append(name), inner(*args, **kwargs),
         )[1]  # fmt: skip
-        step.inplace = None
+        step.quick = None
     runner.run([x])
     assert ran == ["aten.convolution.default", "aten.native_batch_norm.default"]
     assert "aten.empty.memory_format" in [op.target for op in runner.graph.ops]  # the norm's reserve
@@ -387,7 +414,7 @@ def test_only_what_depends_on_the_change_runs_again() -> None:
             ran.append(kind)
             return inner(*args, **kwargs)
 
-        step.function = spy
+        step.function, step.quick = spy, None
     runner.resume(cut, cut.output)
     assert ran == ["concat", "conv2d"]
     ran.clear()

@@ -18,7 +18,7 @@ from memfit.analysis.layers import Layer, layers
 from memfit.capture.recording import from_symbol, function_of, tensors_in
 from memfit.capture.replay import constant_of, named_tensors
 from memfit.compress.cells import Cell, Windows
-from memfit.compress.inplace import in_place
+from memfit.compress.quicker import in_place, packing
 from memfit.errors import CaptureError, UsageError
 from memfit.graph.model import BEFORE, Graph, Op, Ref, StorageKind, Symbol
 
@@ -56,8 +56,8 @@ class _Step:
     """One operation: how to read its arguments, what to call, what it writes to and what dies after it."""
 
     __slots__ = (
-        "args", "constant", "frees", "function", "idle", "inplace", "inplace_view", "kwargs", "mutates", "named",
-        "outputs", "overwritten", "placed", "reads", "written",
+        "args", "constant", "frees", "function", "idle", "inplace_view", "kwargs", "mutates", "named", "outputs",
+        "overwritten", "placed", "quick", "reads", "written",
     )  # fmt: skip
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -78,16 +78,17 @@ class _Step:
         self.mutates = False
         self.idle = False
         """True where nothing reads what it makes."""
-        self.inplace: Callable[..., Any] | None = None
-        """Does the same to the bit, with the result in its first argument; not where gradients are wanted."""
+        self.quick: Callable[..., Any] | None = None
+        """Does the same to the bit; not where gradients are wanted."""
         self.overwritten = -1
-        """The storage of that argument, which dies here."""
+        """The storage that it leaves its result in, of an argument that dies here; or -1."""
 
     def call(self, state: State) -> Any:
         """Fetch the arguments and call."""
         function = self.function
-        if self.inplace is not None and not state[self.overwritten].frozen and not torch.is_grad_enabled():
-            function = self.inplace
+        free = self.overwritten < 0 or not state[self.overwritten].frozen
+        if self.quick is not None and free and not torch.is_grad_enabled():
+            function = self.quick
         args = self.args.copy()
         for place, read in self.placed:
             args[place] = read(state)
@@ -385,6 +386,7 @@ class Runner:
                 step.named.append((name, self._reader(entry)))
         step.inplace_view = torch.Tag.inplace_view in function.tags
         read = {(tensors[i].storage, tensors[i].version) for i in op.inputs}
+        step.quick = packing(op.target, step.args)
         step.reads = tuple(sorted(key for key in read if not self._is_static(key)))
         made = {(tensors[o].storage, tensors[o].version) for o in op.outputs} - read
         step.written = tuple(sorted({s for s, _ in made if graph.storages[s].birth != op.index}))
@@ -464,7 +466,7 @@ class Runner:
                 and looks[read.storage] == 1
                 and (read.shape, read.dtype) == (made.shape, made.dtype)
             ):
-                step.inplace, step.overwritten = in_place(op.target, step.args), read.storage
+                step.quick, step.overwritten = in_place(op.target, step.args), read.storage
 
     # -- what depends on what -----------------------------------------------------------------------------------------
 

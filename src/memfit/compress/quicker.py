@@ -1,4 +1,4 @@
-"""Operations that can leave their result where their input lies, with the same bits."""
+"""Quicker forms of operations, with the same bits: results where the input lay, weights packed once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TWINS: dict[str, str] = {
 }
 """Activation → PyTorch's own form of it in place."""
 
-BATCH_NORM = "aten.native_batch_norm.default"
+BATCH_NORM, CONVOLUTION = "aten.native_batch_norm.default", "aten.convolution.default"
 
-_TRAINING = 5
-"""Which of its arguments says whether it trains."""
+_TRAINING, _TRANSPOSED = 5, 6
+"""Which argument of the one says whether it trains, and of the other whether it is transposed."""
 
 
 def in_place(target: str, args: Sequence[Any]) -> Callable[..., Any] | None:
@@ -37,6 +37,70 @@ def in_place(target: str, args: Sequence[Any]) -> Callable[..., Any] | None:
     if target == BATCH_NORM and args[_TRAINING] is False and _rounds_once():
         return BatchNorm()
     return None
+
+
+def packing(target: str, args: Sequence[Any]) -> Callable[..., Any] | None:
+    """Find the form of an operation that packs its weight once.
+
+    >>> packing("aten.relu.default", ()) is None
+    True
+
+    Args:
+        target: the operation as it was captured.
+        args: its arguments as far as they are no tensors.
+    """
+    if target == CONVOLUTION and args[_TRANSPOSED] is False and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return Convolution()
+    return None
+
+
+class Convolution:
+    """Convolution over float32 images whose channels lie last, by oneDNN; whatever else goes to PyTorch's own.
+
+    PyTorch lays the weight down anew for oneDNN in every call. Here that is done once for each weight. It is the same
+    kernel; all the same, the first result is held against PyTorch's own, and where a bit differs all are PyTorch's.
+    """
+
+    def __init__(self) -> None:
+        self._of: Tensor | None = None
+        self._changes = 0
+        self._packed: Tensor | None = None
+        self._same: bool | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        """Take the operation's own arguments."""
+        own = torch.ops.aten.convolution.default
+        lies = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        if self._same is False or not lies or weight.is_inference():
+            found: Tensor = own(x, weight, bias, *rest)
+            return found
+        if weight is not self._of or weight._version != self._changes:
+            self._of, self._changes, self._packed = weight, weight._version, _packed(x, weight, bias, *rest)
+        if self._packed is None:
+            found = own(x, weight, bias, *rest)
+            return found
+        stride, padding, dilation, _, _, groups = rest
+        quick: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
+            x, self._packed, bias, padding, stride, dilation, groups, "none", [], ""
+        )
+        if self._same is None:
+            found = own(x, weight, bias, *rest)
+            self._same = torch.equal(found, quick)
+            return found
+        return quick
+
+
+def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
+    """Lay a weight down as oneDNN wants it, or give None where PyTorch has another kernel for this convolution."""
+    if x.dtype is not torch.float32 or weight.dtype is not torch.float32:
+        return None
+    if str(torch._C._select_conv_backend(x, weight, bias, *rest)) != "_ConvBackend.Mkldnn":
+        return None
+    stride, padding, dilation, _, _, groups = rest
+    found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, groups, list(x.shape)
+    )
+    return found
 
 
 class BatchNorm:
