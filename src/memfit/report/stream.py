@@ -99,7 +99,7 @@ def _emitted(e: dict[str, Any]) -> list[str]:
         f"{format_bytes(e['file_bytes'])}"
     ]
     if e["reason"] is not None:
-        found.append(f"without patches, as memfit plan writes it: {e['reason']}")
+        found.append(f"without patches: {e['reason']}")
     if e["verification"] is not None:
         v = e["verification"]
         found.append(

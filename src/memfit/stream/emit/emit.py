@@ -27,6 +27,8 @@ from memfit.stream.replay import assert_intact
 
 Progress = Callable[[str], None]
 
+NOTHING_SAVED = "no patches save more of the head than their operators cost"
+
 PROOFS = 3
 """Random inputs on which a file is compared before it is handed out."""
 
@@ -64,7 +66,7 @@ class Patched:
     nodes: tuple[Node, ...]
     """What was cut, or not, and why not."""
     reason: str | None
-    """Why the file is the plan's, without patches; None if it has patches."""
+    """Why the file is without patches; None if it has some."""
 
     @property
     def extra_share(self) -> float:
@@ -112,7 +114,7 @@ def emit(
     found = None if reason else _search(network, plan, macs * (1 + max_extra_macs), heights, say)
     if found is None:
         data = planned_file(plan)
-        reason = reason or "no patches save more of the head than their operators cost"
+        reason = f"{reason or NOTHING_SAVED}; the file is as memfit plan writes it"
         made = parse_model(data, model.source)
         return Patched(data, made, plan, plan.arena, (), macs, macs, network.nodes, reason)
     say("writing and proving")
@@ -120,7 +122,9 @@ def emit(
     made = parse_model(data, model.source)
     prove(network, found.draft, found.places, made)
     macs_after = macs_of(network, found.draft)
-    return Patched(data, made, plan, arena(made), found.choice.units, macs_after, macs, network.nodes, None)
+    cut = any(unit.cuts for unit in found.choice.units)
+    why = None if cut else f"{NOTHING_SAVED}; operators write over inputs that nobody reads after them"
+    return Patched(data, made, plan, arena(made), found.choice.units, macs_after, macs, network.nodes, why)
 
 
 def check(model: TfliteModel) -> None:
