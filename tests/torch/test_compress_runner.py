@@ -379,6 +379,11 @@ def test_weights_are_packed_once_and_again_when_they_change() -> None:
         assert torch.equal(runner.run([x])[0], changed)
 
 
+def test_images_that_lie_both_ways_come_out_as_captured() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 12, 3), nn.Conv2d(12, 12, 3), nn.Flatten(), nn.Linear(48, 2)).eval()
+    check(model, torch.randn(8, 1, 6, 6))  # one channel: contiguous, and channels last as well
+
+
 def test_what_nothing_reads_does_not_run() -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(1, 3, 6, 6)
     runner = Runner(capture_module(model, (x,)), model)
