@@ -7,7 +7,6 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tflite_models as models
 from tflite_models import SAME, VALID, Net
@@ -20,6 +19,7 @@ from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.memory.tflm import arena
 from memfit.plan.arena import planned_file
 from memfit.plan.runtime import Runtime
+from memfit.plan.verify import sample_inputs
 from memfit.stream.emit.bands import Need, choose, made
 from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.emit import emit, network_macs, prove
@@ -180,7 +180,9 @@ def drawn_net(seed: int) -> TfliteModel:
     if draw.random() < 0.25:
         x = net.transpose(net.input(1, channels, height, width), 0, 2, 3, 1)
     else:
-        x = net.input(1, height, width, channels)
+        x = net.input(1, height, width, channels, type=draw.choice((None, None, None, "FLOAT32")))
+        if net.tensors[x].type == "FLOAT32":
+            x = net.quantize(x, net.type)
     for _ in range(draw.randint(3, 9)):
         if min(net.shape(x)[1:3]) >= 6:
             x = drawn_step(net, x, draw)
@@ -237,14 +239,11 @@ def test_the_runtime_computes_the_same_in_the_arena_that_is_predicted(seed: int,
     before, after = tmp_path / "before.tflite", tmp_path / "after.tflite"
     before.write_bytes(model.data)
     after.write_bytes(write(draft, place(draft, 3 * bound(draft)).offsets))
-    tensor = model.main.tensors[model.main.inputs[0]]
-    kind = np.dtype({"INT8": "i1", "INT16": "i2"}[tensor.type])
-    limits = np.iinfo(kind)
-    draws = [np.random.default_rng(k).integers(limits.min, limits.max, tensor.shape).astype(kind) for k in range(5)]
+    draws = [sample_inputs(model, number, 0) for number in range(3, 9)]
     needed = arena(read_model(after)).smallest_bytes
     with Runtime() as runtime:
-        plain = runtime.outputs(before, [[x] for x in draws])
-        patched = runtime.outputs(after, [[x] for x in draws], arena=needed)
+        plain = runtime.outputs(before, draws)
+        patched = runtime.outputs(after, draws, arena=needed)
         assert [[y.tobytes() for y in run] for run in plain] == [[y.tobytes() for y in run] for run in patched]
         assert needed - 16 <= runtime.smallest_arena(after, near=needed) <= needed
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from memfit.errors import InternalError, MemfitError, SourceError, UsageError
+from memfit.errors import InternalError, MemfitError, UsageError
 from memfit.formats.tflite import TfliteModel, parse_model
 from memfit.kernels import Interpreter
-from memfit.kernels.interpreter import dtype_of
 from memfit.memory.tflm import Arena, arena
 from memfit.packing import Problem
 from memfit.packing.validator import violations
 from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
+from memfit.plan.verify import sample_inputs
 from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.lower import lower
 from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
@@ -31,6 +29,9 @@ NOTHING_SAVED = "no patches save more of the head than their operators cost"
 
 PROOFS = 3
 """Random inputs on which a file is compared before it is handed out."""
+
+FIRST_RANDOM = 5
+"""Number of the first of `sample_inputs` that is drawn at random."""
 
 _COARSE = 0.88
 """Ratio of neighbouring heights that are tried first."""
@@ -259,7 +260,8 @@ def prove(network: Network, draft: Draft, places: Mapping[int, int], made: Tflit
         raise _wrong(network.model, "the arena's plan is not valid", broken[0].message)
     assert_intact(made)
     before, after = Interpreter(network.model, keep=True), Interpreter(made, keep=True)
-    for number, values in enumerate(_inputs(network.model)):
+    for number in range(PROOFS):
+        values = sample_inputs(network.model, FIRST_RANDOM + number, 0)
         before.run(values)
         after.run(values)
         for old, new in draft.whole.items():
@@ -271,23 +273,3 @@ def prove(network: Network, draft: Draft, places: Mapping[int, int], made: Tflit
 
 def _wrong(model: TfliteModel, what: str, received: str) -> MemfitError:
     return InternalError(what, where=model.source, received=received, todo="report this with the model")
-
-
-def _inputs(model: TfliteModel) -> Iterator[list[np.ndarray]]:
-    for seed in range(PROOFS):
-        random = np.random.default_rng(seed)
-        yield [
-            random.integers(*_range(dtype_of(model, tensor)), tensor.shape, endpoint=True).astype(
-                dtype_of(model, tensor)
-            )
-            for tensor in (model.main.tensors[i] for i in model.main.inputs)
-        ]
-
-
-def _range(dtype: np.dtype) -> tuple[int, int]:
-    if dtype.kind not in "iu":
-        raise SourceError(
-            "an input is of no integer type", where="an input", received=str(dtype), todo="quantize its input"
-        )
-    info = np.iinfo(dtype)
-    return int(info.min), int(info.max)
