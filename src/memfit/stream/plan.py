@@ -88,19 +88,31 @@ def plan_stream(
         choice = _candidate(found.front(apart) if apart else front, limit, max_peak_bytes)
         if best is not None and max_peak_bytes is None and best.peak_bytes <= choice.peak_bytes:
             break
-        executed = reordered(network, choice.order)
-        segments = Segments(executed, resident=resident, passes=passes)
-        chosen = _simpler(segments, choice)
-        arena = lay_out(segments, chosen, HEIGHTS[:2] if trial < TRIES - 1 else HEIGHTS)
-        met = max_peak_bytes is None or arena.packing.height <= max_peak_bytes
-        plan = StreamPlan(executed, resident, arena, choice.extra_macs, network.macs, front, met)
+        plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1] if trial < TRIES - 1 else HEIGHTS)
         best = plan if best is None else _better(best, plan, max_peak_bytes)
-        near = [segment for segment in chosen[: arena.stuck + 1] if segment.overlaps]
-        if arena.packing.optimal or not near or (max_peak_bytes is not None and met):
+        near = [at.segment for at in plan.segments[: plan.arena.stuck + 1] if at.segment.overlaps]
+        if plan.arena.packing.optimal or not near or (max_peak_bytes is not None and plan.met):
             break
         apart.add(choice.order[near[-1].begin : near[-1].end])
     assert best is not None
+    easier = [c for c in front if c.extra_macs <= limit and c.peak_bytes < best.peak_bytes]
+    if max_peak_bytes is None and easier[:-1]:  # what takes less work may be easier to pack
+        for choice in easier[-2 :: -max(len(easier) // TRIES, 1)]:
+            if choice.peak_bytes < best.peak_bytes:
+                plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1])
+                best = _better(best, plan, max_peak_bytes)
     return best
+
+
+def _packed(
+    given: Segments, front: tuple[Choice, ...], choice: Choice, peak: int | None, heights: Sequence[float]
+) -> StreamPlan:
+    """Pack a choice."""
+    executed = reordered(given.network, choice.order)
+    segments = Segments(executed, resident=given.resident, passes=given.passes)
+    arena = lay_out(segments, _simpler(segments, choice), heights)
+    met = peak is None or arena.packing.height <= peak
+    return StreamPlan(executed, given.resident, arena, choice.extra_macs, given.network.macs, front, met)
 
 
 def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
