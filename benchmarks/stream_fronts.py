@@ -2,7 +2,7 @@
 
     python benchmarks/stream_fronts.py                           # a table of all
     python benchmarks/stream_fronts.py mobilenet mcunet          # of those whose names contain one of these
-    python benchmarks/stream_fronts.py --images docs/images/stream
+    python benchmarks/stream_fronts.py --images docs/images
 
 Every figure is the height of a packed arena. The U-Net and the MCUNet-like network are int8 files with random weights,
 made by `tests/pure/stream_nets.py`; the others are estimates from torchvision. `--images` draws each front. Seconds are
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def made(name: str) -> Callable[[], Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.tflite"
             path.write_bytes(getattr(stream_nets, name)())
-            return memfit.capture(str(path))
+            return replace(memfit.capture(str(path)), source=f"{name}, random weights")
 
     return capture
 
@@ -87,6 +88,9 @@ def main() -> None:
         graph = make()
         network = network_of(graph)
         before = figures(View(graph)).total_bytes / 1024
+        if asked.images is not None:
+            path = asked.images / f"stream-{name.lower().replace(' ', '-')}.png"
+            write(memfit.stream(graph, per="front"), path, force=True)
         for resident in (False, True):
             plans, seconds = [], 0.0
             for share in SHARES:
@@ -96,9 +100,6 @@ def main() -> None:
             way = "resident" if resident else "fed"
             cells = " | ".join(cell(plan) for plan in plans)
             print(f"| {name} | {len(network.ops)} | {before:.1f} | {way} | {cells} | {seconds:.1f} |", flush=True)
-        if asked.images is not None:
-            path = asked.images / f"{name.lower().replace(' ', '-')}.png"
-            write(memfit.stream(graph, per="front"), path, force=True)
 
 
 if __name__ == "__main__":

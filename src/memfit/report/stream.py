@@ -183,7 +183,7 @@ def _draw_front(axes: Axes, result: Result) -> None:
     )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("extra MACs, %", fontsize=8.5, color=png.SOFT)
-    axes.set_ylabel("peak, KiB", fontsize=8.5, color=png.SOFT)
+    axes.set_ylabel("most bytes live, KiB", fontsize=8.5, color=png.SOFT)
     axes.legend(fontsize=7.5, frameon=False, loc="best")
 
 
