@@ -115,7 +115,7 @@ def plan_network(
     )
     code = flash_of_graph(graph)
     grown = 0 if plan.offsets is None or not known else len(planned_file(plan)) - len(model.data)
-    names = _names(graph, model) if known else [_output_name(model, operator) for operator in model.main.operators]
+    names = operator_names(graph, model)
     operators = _operators(plan, names)
     peak = max(operators, key=lambda row: row["live_bytes"], default=None)
     totals: dict[str, Any] = {
@@ -177,8 +177,10 @@ def _dtype(model: TfliteModel, index: int) -> str:
     return model.main.tensors[index].type.lower()
 
 
-def _names(graph: Graph, model: TfliteModel) -> list[str]:
-    """Name each operator of the file as `memfit profile --per op` does."""
+def operator_names(graph: Graph, model: TfliteModel) -> list[str]:
+    """Name each operator as `memfit profile --per op` does; those of an estimate by what they make."""
+    if not isinstance(graph.origin, TfliteModel):
+        return [_output_name(model, operator) for operator in model.main.operators]
     named = {row.head: row.name for row in layers(graph, fold=False) if row.type != UNUSED}
     return [named.get(operator.index, operator.name.lower()) for operator in model.main.operators]
 

@@ -167,19 +167,21 @@ class _Timeline:
         else:
             heights = segments.heights(segment.end)
             lines = [LineBuffer(i, heights[i], spans[i]) for i in sorted(fed | (made - outputs))]
-            for stripe in range(count):
-                begin = self.step
+            if segment.overlaps:  # in one stripe: rows of inputs make room for rows of outputs
                 flow = Flow(segments, segment.begin, segment.end)
-                for value, row in flow.steps():
-                    if value in births and stripe == 0 and len(births[value]) == row:
-                        births[value].append(self.step)
-                    self.step += 1
+                for step, (value, row) in enumerate(flow.steps(), first):
+                    if value in births and len(births[value]) == row:
+                        births[value].append(step)
                     for i in dying:
-                        deaths[i] += [self.step - 1] * (flow.low(i) - len(deaths[i])) if stripe == count - 1 else []
+                        deaths[i] += [step] * (flow.low(i) - len(deaths[i]))
+            steps = segments.step_count(segment.begin, segment.end)
+            for stripe in range(count):
                 for line in lines:
                     left, right = line.columns[stripe]
                     size = line.rows * (right - left) * self.values[line.value].pixel_bytes
-                    self.buffers.append(Buffer(line_name(number, stripe, line.value), size, [(begin, self.step)]))
+                    alive = (self.step, self.step + steps)
+                    self.buffers.append(Buffer(line_name(number, stripe, line.value), size, [alive]))
+                self.step += steps
         last = ops[-1]
         if last.sums and streamed:
             size = self.values[last.output].channels * SUM_BYTES

@@ -124,10 +124,6 @@ class StreamNetwork:
         """Multiply-accumulates of the plain run."""
         return sum(op.macs for op in self.ops)
 
-    def given_name(self, op: StreamOp) -> str:
-        """Give the name that what an operator makes has in the network as it was given."""
-        return next(other.name for other in reversed(self.ops) if other.origin == op.origin)
-
 
 def network_of(graph: Graph) -> StreamNetwork:
     """Make the records of a network, of whatever source.

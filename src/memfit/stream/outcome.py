@@ -11,7 +11,7 @@ from memfit.graph.model import Graph, Op
 from memfit.memory.mcunet import figures
 from memfit.memory.model import View
 from memfit.plan.estimate import CAPTURED, NOTE
-from memfit.plan.network import limits_of
+from memfit.plan.network import limits_of, operator_names
 from memfit.stream.choose import within
 from memfit.stream.layout import SegmentLayout
 from memfit.stream.network import StreamNetwork, network_of
@@ -77,9 +77,9 @@ def stream_network(
     }
     plan = both[resident]
     front = _front(both, network.macs, resident=resident)
-    before = _before(graph, network)
+    before, names = _before(graph, network), operator_names(graph, network.model)
     baseline = figures(View(graph)).total_bytes
-    rows = tuple(_row(plan, number, layout, before) for number, layout in enumerate(plan.segments))
+    rows = tuple(_row(plan, number, layout, before, names) for number, layout in enumerate(plan.segments))
     worst = max(rows, key=lambda row: row["peak_bytes"], default=None)
     totals: dict[str, Any] = {
         "peak_bytes": plan.peak_bytes,
@@ -135,7 +135,9 @@ def stream_network(
             if board.kind == "mcu"
         ),
         plain=tuple(
-            {"name": op.name, "type": op.kind, "reason": op.reason} for op in network.ops if op.reason is not None
+            {"name": names[op.index], "type": op.kind, "reason": op.reason}
+            for op in network.ops
+            if op.reason is not None
         ),
         advice=_advice(plan, totals, max_extra_macs),
     )
@@ -172,11 +174,10 @@ def _before(graph: Graph, network: StreamNetwork) -> list[int]:
     return found
 
 
-def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]) -> dict[str, Any]:
+def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int], names: list[str]) -> dict[str, Any]:
     """Describe one segment."""
     segment, ops, values = layout.segment, plan.network.ops, plan.network.values
     first, last = ops[segment.begin], ops[segment.end - 1]
-    names = [plan.network.given_name(op) for op in (first, last)]
     later = {op.origin for op in ops[segment.end :]}
     count = segment.stripes
     lines = [
@@ -187,7 +188,7 @@ def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]
         for stripe in range(count)
     ]
     return {
-        "name": names[0] if segment.end - segment.begin == 1 else " … ".join(names),
+        "name": _name(names[first.origin], None if first is last else names[last.origin]),
         "type": "in place"
         if segment.in_place
         else "pass"
@@ -206,6 +207,23 @@ def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]
         "first_op": segment.begin,
         "end_op": segment.end,
     }
+
+
+def _name(first: str, last: str | None) -> str:
+    """Name a segment by its first and its last operation, a module that both are in only once.
+
+    >>> _name("features.5.conv.0.0", "features.5.add"), _name("features.7.conv.0.0", "features.7.conv.2")
+    ('features.5.conv.0.0 … add', 'features.7.conv.0.0 … conv.2')
+    >>> _name("features.0.0", "features.4.add"), _name("mean", None)
+    ('features.0.0 … features.4.add', 'mean')
+    """
+    if last is None:
+        return first
+    ours, theirs = first.split("."), last.split(".")
+    shared = next((k for k, (a, b) in enumerate(zip(ours, theirs[:-1], strict=False)) if a != b), len(theirs) - 1)
+    while shared and theirs[shared].isdigit():
+        shared -= 1
+    return f"{first} … {'.'.join(theirs[shared:]) if shared > 1 else last}"
 
 
 def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:

@@ -47,6 +47,7 @@ class _Placement:
 
     def __init__(self, blocks: Sequence[Block], ends: Sequence[int], height: int) -> None:
         self.blocks, self.height = blocks, height
+        self.lower, self.upper = [b.lower for b in blocks], [b.upper for b in blocks]
         self.tries = TRIES * max(len(ends), 50)
         self.offsets: dict[int, int] = {}
         self.apart: dict[tuple[int, int], Gaps] = {}
@@ -59,10 +60,10 @@ class _Placement:
         """Per segment: blocks that live on behind it."""
         order = sorted(range(len(blocks)), key=lambda i: -blocks[i].high)
         for first, end in pairwise([0, *ends]):
-            born = [i for i in order if blocks[i].parts and first <= blocks[i].lower < end]
-            self.kept.append(sorted((i for i in born if blocks[i].upper > end), key=lambda i: blocks[i].lower))
-            self.local.append([i for i in born if blocks[i].upper <= end])
-            self.beyond.append([i for i in order if blocks[i].parts and blocks[i].lower < end < blocks[i].upper])
+            born = [i for i in order if blocks[i].parts and first <= self.lower[i] < end]
+            self.kept.append(sorted((i for i in born if self.upper[i] > end), key=lambda i: self.lower[i]))
+            self.local.append([i for i in born if self.upper[i] <= end])
+            self.beyond.append([i for i in order if blocks[i].parts and self.lower[i] < end < self.upper[i]])
         self.birth = {i: number for number, kept in enumerate(self.kept) for i in kept}
         self.dead: dict[tuple[int, ...], set[int]] = {}
         """Segment, and the offsets of what lives on before it, from where no way was found → the segments to blame."""
@@ -129,11 +130,11 @@ class _Placement:
 
     def _gaps(self, block: int) -> Gaps:
         """Find where a block may lie, given all that is placed."""
-        mine = self.blocks[block]
+        mine, lower, upper = self.blocks[block], self.lower[block], self.upper[block]
         taken = sorted(
             (offset + low, offset + high)
             for other, offset in self.offsets.items()
-            if self.blocks[other].lower < mine.upper and mine.lower < self.blocks[other].upper
+            if self.lower[other] < upper and lower < self.upper[other]
             for low, high in self._apart(other, block)
         )
         gaps, at, last = [], mine.least, self.height - mine.high

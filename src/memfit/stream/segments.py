@@ -217,6 +217,18 @@ class Segments:
             end = begin
         return found
 
+    def step_count(self, begin: int, end: int) -> int:
+        """Count the rows that flow through operations `[begin, end)` in one stripe, as `Flow.steps` gives them."""
+        rows: dict[int, int] = {}
+        count = 0
+        for op in reversed(self.ops[begin:end]):
+            asked = self.values[op.output].height if self.last[op.output] >= end else 0
+            asked = max(asked, rows.pop(op.output, 0))
+            count += self.values[op.inputs[0]].height if op.sums else asked
+            for i, reach in zip(op.inputs, op.rows, strict=True):
+                rows[i] = max(rows.get(i, 0), int(self._ends[id(reach)][asked]))
+        return count + sum(rows.values())
+
     def follow(self, begin: int, end: int) -> dict[int, int]:
         """Let rows flow through operations `[begin, end)` and give the most rows that each value read there keeps."""
         flow = Flow(self, begin, end)
