@@ -223,7 +223,7 @@ def _name(first: str, last: str | None) -> str:
     shared = next((k for k, (a, b) in enumerate(zip(ours, theirs[:-1], strict=False)) if a != b), len(theirs) - 1)
     while shared and theirs[shared].isdigit():
         shared -= 1
-    return f"{first} … {'.'.join(theirs[shared:]) if shared > 1 else last}"
+    return f"{first} … {'.'.join(theirs[shared:])}"
 
 
 def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:
