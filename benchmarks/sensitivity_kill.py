@@ -2,8 +2,9 @@
 
     python benchmarks/sensitivity_kill.py [--kills 20] [--seed 0] [--source torchvision:mobilenet_v2 --input 1x3x64x64]
 
-Each round is a `memfit sensitivity --store` in a process of its own, killed after a random time. Between rounds the
-store is read: no unit that was there may be gone or changed.
+Each round is a `memfit sensitivity --store` in a process of its own, killed at a random moment: as a rule some time
+after its first unit, sometimes while it starts. Between rounds the store is read: no unit that was there may be gone or
+changed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import memfit
+
+EARLY = 0.2
+"""Share of the rounds that are killed while they start."""
+
+
+def wait_for_units(store: Path, process: int) -> None:
+    """Wait until a process writes to its store, which it alone may read, or has come to its end."""
+    log = store.with_name(f"{store.name}-wal")
+    before = log.stat().st_size if log.exists() else 0
+    while not log.exists() or log.stat().st_size in (0, before):
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.005)
 
 
 def units(store: Path) -> dict[tuple[str, str, int], str]:
@@ -59,14 +73,21 @@ def main() -> None:
     running = [0]
     with TemporaryDirectory() as folder:
         alone, store, save = Path(folder, "alone.json"), Path(folder, "sweep.sqlite"), Path(folder, "killed.json")
-        start = sweep(None, alone)
+        start = sweep(Path(folder, "alone.sqlite"), alone)
+        wait_for_units(Path(folder, "alone.sqlite"), running[0])
+        ready = time.monotonic()
+        first = ready - start
         assert os.waitpid(running[0], 0)[1] == 0
-        whole = time.monotonic() - start
-        print(f"left alone: {whole:.1f} s", flush=True)
+        whole = time.monotonic() - ready
+        print(f"left alone: {first:.1f} s until the first unit, then {whole:.1f} s", flush=True)
         kills, before = 0, units(store)
         while kills < given.kills:
             sweep(store, save)
-            time.sleep(chance.uniform(0.08, 0.18) * whole)
+            if chance.random() < EARLY:
+                time.sleep(chance.uniform(0, first))
+            else:
+                wait_for_units(store, running[0])
+                time.sleep(chance.uniform(0, 2 / given.kills) * whole)
             os.kill(running[0], signal.SIGKILL)
             killed = os.waitpid(running[0], 0)[1] == signal.SIGKILL
             after = units(store)
