@@ -103,6 +103,18 @@ class StreamNet(Net):
             "TransposeConvOptions", version=3, padding=SAME, stride_w=stride, stride_h=stride,
         )  # fmt: skip
 
+    def border(self, x: int, sides: tuple[int, int, int, int], fill: int | None = None) -> int:
+        """Pad above, below, left and right, with the zero point or a number."""
+        top, bottom, left, right = sides
+        paddings = self.tensor((4, 2), "INT32", np.array([[0, 0], [top, bottom], [left, right], [0, 0]]))
+        n, height, width, channels = self.shape(x)
+        y = self.like(x, (n, top + height + bottom, left + width + right, channels))
+        if fill is None:
+            return self.op("PAD", [x, paddings], [y], "PadOptions", version=2)
+        spec = self.tensors[x]
+        value = self.tensor((1,), spec.type, np.array([fill]), scale=spec.scales[0])
+        return self.op("PADV2", [x, paddings, value], [y], "PadV2Options", version=2)
+
     def sum(self, a: int, b: int, activation: str | None = None) -> int:
         return self.op("ADD", [a, b], [self.free(self.shape(a))], "AddOptions", version=2, pot_scale_int16=False,
                        fused_activation_function=ACTIVATION[activation])  # fmt: skip
@@ -324,6 +336,24 @@ def _pool(net: StreamNet, x: int, pick: random.Random) -> int:
     return net.pool(x, pick.choice(("MAX", "AVERAGE")), size, pick.choice((1, 2)), padding)
 
 
+def _bordered(net: StreamNet, x: int, pick: random.Random) -> int:
+    """A window behind a PAD of its own, which another operator may read too."""
+    sides = (pick.randint(0, 2), pick.randint(0, 2), pick.randint(0, 2), pick.randint(0, 2))
+    if pick.random() < 0.3:
+        return net.pool(net.border(x, sides, pick.choice((-128, 3))), "MAX", 2, pick.choice((1, 2)), SAME)
+    bordered = net.border(x, sides)
+    size = pick.choice((1, 2, 3)) if min(net.shape(bordered)[1:3]) > 2 else 1
+    padding, stride, dilation = pick.choice((SAME, VALID, VALID)), pick.choice((1, 1, 2, 3)), pick.choice((1, 1, 2))
+    dilation = dilation if (size - 1) * dilation < min(net.shape(bordered)[1:3]) else 1
+    if pick.random() < 0.5:
+        y = net.depthwise(bordered, size, stride, padding=padding, dilation=dilation)
+    else:
+        y = net.conv(bordered, pick.randint(1, 4), size, stride, padding=padding, dilation=dilation)
+    if pick.random() < 0.3:
+        return net.join(y, net.conv(bordered, 2, size, stride, padding=padding, dilation=dilation))
+    return y
+
+
 def _resize(net: StreamNet, x: int, pick: random.Random) -> int:
     height, width = net.shape(x)[1:3]
     if height * width > 200:
@@ -342,6 +372,7 @@ _STEPS = (
     _conv,
     _depthwise,
     _pool,
+    _bordered,
     _resize,
     _up,
     lambda net, x, _: net.op("HARD_SWISH", [x], [net.free(net.shape(x))], "HardSwishOptions"),

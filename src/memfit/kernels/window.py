@@ -11,6 +11,10 @@ from memfit.kernels.kernel import Array, Node, Region
 SAME, VALID = 0, 1
 """Padding of the schema."""
 
+BEFORE = "before"
+"""Option of an operator that a PAD was folded into, which no schema has: rows and columns of padding before the image,
+in place of what `padding` says."""
+
 
 class Axis(NamedTuple):
     """One direction of a window."""
@@ -103,8 +107,9 @@ def axis(padding: int, size: int, stride: int, dilation: int, length: int) -> Ax
 
 def window(node: Node, image: tuple[int, ...], kernel: tuple[int, int]) -> Window:
     """Read an operator's window over an image of a shape (batch, height, width, channels)."""
-    padding = node.option("padding")
-    return Window(
-        axis(padding, kernel[0], node.option("stride_h"), node.option("dilation_h_factor", 1), image[1]),
-        axis(padding, kernel[1], node.option("stride_w"), node.option("dilation_w_factor", 1), image[2]),
-    )
+    padding, before = node.option("padding"), node.option(BEFORE, None)
+    rows = axis(padding, kernel[0], node.option("stride_h"), node.option("dilation_h_factor", 1), image[1])
+    columns = axis(padding, kernel[1], node.option("stride_w"), node.option("dilation_w_factor", 1), image[2])
+    if before is not None:
+        rows, columns = rows._replace(before=before[0]), columns._replace(before=before[1])
+    return Window(rows, columns)

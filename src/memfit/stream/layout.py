@@ -173,7 +173,7 @@ class _Timeline:
                     if value in births and len(births[value]) == row:
                         births[value].append(step)
                     for i in dying:
-                        deaths[i] += [step] * (flow.low(i) - len(deaths[i]))
+                        deaths[i] += [max(step, first + 1)] * (flow.low(i) - len(deaths[i]))
             steps = segments.step_count(segment.begin, segment.end)
             for stripe in range(count):
                 for line in lines:

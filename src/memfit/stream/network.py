@@ -15,6 +15,7 @@ from memfit.errors import UsageError
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
 from memfit.graph.model import Graph, Op
 from memfit.kernels.kernel import constant
+from memfit.kernels.window import BEFORE, SAME
 from memfit.plan.estimate import CAPTURED, as_tflite
 from memfit.stream.reach import Reach, Way, bilinear, nearest, same, shifted, slide, transposed, whole, window
 
@@ -228,10 +229,11 @@ class _Site:
         """Give kernel, stride, dilation and padding of rows and of columns."""
         op = self.captured
         if op is None:
-            padding = "same" if self.option("padding", 0) == 0 else "valid"
+            padding = "same" if self.option("padding", SAME) == SAME else "valid"
+            above, left = self.option(BEFORE, (padding, padding))
             return (
-                (kernel[0], self.option("stride_h", 1), self.option("dilation_h_factor", 1), padding),
-                (kernel[1], self.option("stride_w", 1), self.option("dilation_w_factor", 1), padding),
+                (kernel[0], self.option("stride_h", 1), self.option("dilation_h_factor", 1), above),
+                (kernel[1], self.option("stride_w", 1), self.option("dilation_w_factor", 1), left),
             )
         found = []
         for name, default in (("kernel", kernel), ("stride", 1), ("dilation", 1)):
@@ -313,19 +315,25 @@ def _concatenation(site: _Site) -> Parts:
 def _pad(site: _Site) -> Parts:
     x, y = site.inputs[0], site.output
     if site.captured is not None:
+        if not site.captured.target.startswith("aten.constant_pad_nd"):
+            raise _Refusal("it pads with what its image holds, or memfit does not know with what")
         given = next((entry for entry in site.captured.args[1:2] if isinstance(entry, tuple)), ())
-        if len(given) != 4 or site.last:
+        if not 2 <= len(given) <= 4 or site.last:
             raise _Refusal("where it pads is not known before the conversion")
-        top, left = int(given[2]), int(given[0])
+        top, left = int(given[2]) if len(given) > 2 else 0, int(given[0])
     else:
-        tensor = site.model.main.tensors[site.operator.inputs[1]]
-        if not tensor.is_constant:
+        if not site.model.main.tensors[site.operator.inputs[1]].is_constant:
             raise _Refusal("its paddings are made at run time")
-        pads = constant(site.model, tensor)
-        if pads.shape != (4, 2):
+        if len(site.model.main.tensors[x.index].shape) != 4:
             raise _Refusal("it pads no image")
-        top, left = int(pads[1, 0]), int(pads[2, 0])
+        top, left = paddings(site.model, site.operator)
     return (shifted(x.height, y.height, top),), (shifted(x.width, y.width, left),)
+
+
+def paddings(model: TfliteModel, operator: Operator) -> tuple[int, int]:
+    """Give the rows and columns that a PAD of an image puts before it."""
+    pads = constant(model, model.main.tensors[operator.inputs[1]])
+    return int(pads[1, 0]), int(pads[2, 0])
 
 
 def _nearest(site: _Site) -> Parts:

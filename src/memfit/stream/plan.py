@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memfit.stream.choose import CAP, Choice, Choices, within
 from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out, value_name
 from memfit.stream.network import StreamNetwork
+from memfit.stream.padding import fold_padding
 from memfit.stream.recompute import reordered
 from memfit.stream.segments import Segment, Segments
 
@@ -20,7 +21,8 @@ class StreamPlan:
     """How a network runs in little memory."""
 
     network: StreamNetwork
-    """As it is executed: what is computed again stands there again, with `StreamOp.origin` for whose it is."""
+    """As it is executed: without the PADs that the windows behind them see to, and what is computed again stands there
+    again; `StreamOp.origin` says whose it is."""
     resident: bool
     """True if the network's input is whole in the arena; False if it is fed row by row."""
     arena: Arena
@@ -78,6 +80,7 @@ def plan_stream(
         passes: how often a fed input may be read, once per stripe and pass; None for as often as it takes. Without
             extra work it is read once.
     """
+    network = fold_padding(network)
     limit = int(max_extra_macs * network.macs)
     found = Choices(Segments(network, resident=resident, passes=passes), max(CAP, max_extra_macs))
     front = tuple(found.front())

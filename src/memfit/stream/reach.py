@@ -95,6 +95,22 @@ def shifted(length: int, outputs: int, before: int) -> Reach:
     return Reach(tuple(spans), length)
 
 
+def chained(first: Reach, second: Reach) -> Reach:
+    """Find what an operator takes of the input of the one before it.
+
+    >>> chained(shifted(2, 4, 1), window(Axis(3, 1, 1, 0, 4), 2)).spans
+    ((0, 2), (0, 2))
+
+    Args:
+        first: from the input to the value between.
+        second: from there to the output.
+    """
+    starts = [*(span[0] for span in first.spans), first.length]
+    return Reach(
+        tuple(first.of(*span) if span[0] < span[1] else (starts[span[0]],) * 2 for span in second.spans), first.length
+    )
+
+
 def transposed(direction: Axis, outputs: int) -> Reach:
     """Spread each input over `direction.size` outputs, `direction.stride` apart, as a transposed convolution does.
 

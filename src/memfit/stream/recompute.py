@@ -257,14 +257,14 @@ def _gate_bytes(segments: Segments, gate: Gate) -> int:
 
 
 def reordered(network: StreamNetwork, order: Sequence[int]) -> StreamNetwork:
-    """Write a network whose operations are done in another order, some of them more than once.
+    """Write a network whose operations are done in another order, some of them more than once or not at all.
 
     What an operation makes for the last time has its own name; what it made before is a value of its own, read by what
     comes before it is made anew.
 
     Args:
         network: as it was given.
-        order: its operations, each at least once.
+        order: its operations; what is left out is read by none of them.
     """
     if list(order) == list(range(len(network.ops))):
         return network
@@ -303,18 +303,18 @@ def reordered(network: StreamNetwork, order: Sequence[int]) -> StreamNetwork:
             *network.model.subgraphs[1:],
         ),
     )
-    return StreamNetwork(model, tuple(ops), _values(network, ops), network.inputs, network.outputs, network.estimated)
+    values = _values(network, ops, [network.ops[old] for old in order])
+    return StreamNetwork(model, tuple(ops), values, network.inputs, network.outputs, network.estimated)
 
 
-def _values(network: StreamNetwork, ops: Sequence[StreamOp]) -> dict[int, Value]:
-    """Make the values of operations in another order."""
+def _values(network: StreamNetwork, ops: Sequence[StreamOp], before: Sequence[StreamOp]) -> dict[int, Value]:
+    """Make the values of operations in another order; `before` is what each was."""
     readers: dict[int, list[int]] = {}
     for op in ops:
         for i in op.inputs:
             readers.setdefault(i, []).append(op.index)
     found = {i: replace(network.values[i], readers=tuple(readers.get(i, ()))) for i in network.inputs}
-    for op in ops:
-        old = network.ops[op.origin]
+    for op, old in zip(ops, before, strict=True):
         for i, like in zip((op.output, *op.others), (old.output, *old.others), strict=True):
             if i >= 0:
                 found[i] = replace(

@@ -419,15 +419,16 @@ class Segments:
                 count, edge = cuts.ways[way]
                 yield Segment(op.index, end, count, int(most[way]), int(extra[way]), overlaps=False, edge=edge)
             if not again:
-                low = self._overlapped(shared, inputs & held, outputs, waiting)
+                low = self._overlapped(shared, op.index, inputs & held, outputs, waiting)
                 if low is not None and low + int(own[0]) < min(limit_bytes, int(most[0])):
                     yield Segment(op.index, end, 1, low + int(own[0]), int(extra[0]), overlaps=True)
 
-    def _overlapped(self, shared: _End, inputs: set[int], outputs: list[int], waiting: int) -> int | None:
+    def _overlapped(self, shared: _End, begin: int, inputs: set[int], outputs: list[int], waiting: int) -> int | None:
         """Give the bytes of whole values where rows of the output take the room of rows of inputs; None if they cannot.
 
         Args:
             shared: of the segment's end.
+            begin: its first operation.
             inputs: those that are held whole.
             outputs: what the segment makes for others.
             waiting: bytes of all that is whole while it runs, without its outputs.
@@ -439,16 +440,22 @@ class Segments:
         output = self.values[last.output]
         during = np.arange(1, output.height + 1) * output.row_bytes
         stays = waiting
+        at_once = not any(rows[0] for i, rows in made.items() if i != output.index)
+        """True where the first row of the output is made in the first step: what nobody reads is still there."""
         for i in dying:
             value = self.values[i]
             dead = np.full(output.height, value.height)
             for index in value.readers:
+                if index < begin:  # has read it all by now
+                    continue
                 op = self.ops[index]
                 if op.output not in made:
                     return None
                 firsts = self._firsts[id(op.rows[op.inputs.index(i)])]
                 done = made[op.output] - 1 if index == end - 1 else made[op.output]
                 dead = np.minimum(dead, firsts[done])
+            if at_once:
+                dead[0] = 0
             during = during + (value.height - dead) * value.row_bytes
             stays -= value.nbytes
         return max(stays + int(during.max()), waiting)
