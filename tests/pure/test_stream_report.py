@@ -15,6 +15,8 @@ import memfit
 from memfit.analysis.result import Stream
 from memfit.errors import UsageError
 from memfit.report import RENDERERS, png, table
+from memfit.report.stream import _points, lines
+from memfit.units import format_bytes
 
 FOLDER = Path(__file__).parent / "stream_snapshots"
 TEXTS = {
@@ -79,9 +81,81 @@ def test_an_impossible_peak_says_how_far_it_is(network: Path) -> None:
     found = planned(network, max_peak=100)
     assert found.totals["fits"] is False
     short, least = found.advice
-    assert "too much for 100" in short
+    assert "too much for 100 B" in short
     assert str(found.totals["peak_at"]) in short
-    assert "no plan goes below" in least
+    assert "no plan with at most 50% extra MACs goes below" in least
+
+
+def test_the_extra_work_that_would_reach_a_size_is_told_and_does(network: Path) -> None:
+    asked = 0.001
+    size = min(point["peak_bytes"] for point in planned(network).front)
+    found = planned(network, max_extra_macs=asked, max_peak=size)
+    assert found.totals["fits"] is False
+    assert "with at most 0.1% extra MACs" in found.advice[0]
+    option, share = found.advice[1].split()[:2]
+    assert option == "--max-extra-macs"
+    again = planned(network, max_extra_macs=share, max_peak=size)
+    assert again.totals["fits"] is True
+    assert found.advice[1].endswith(f"would reach {format_bytes(again.totals['peak_bytes'])}")
+
+
+def test_the_arena_is_told_buffer_by_buffer(network: Path) -> None:
+    found = planned(network, max_extra_macs=0.5)
+    operators = [operator["index"] for operator in found.operators]
+    assert len(operators) == found.rows[-1]["end_op"] > len(set(operators))  # the squeeze-excites' passes
+    blocks = [
+        (lower, upper, buffer["offset"] + start, size)
+        for buffer in found.buffers
+        for lower, upper, start, size in buffer["alive"]
+    ]
+    assert max(start + size for _, _, start, size in blocks) == found.totals["peak_bytes"]
+    steps = range(max(upper for _, upper, _, _ in blocks))
+    live = [sum(size for lower, upper, _, size in blocks if lower <= step < upper) for step in steps]
+    assert max(live) == found.totals["lower_bound_bytes"]
+    assert {"line", "whole", "sums"} <= {buffer["kind"] for buffer in found.buffers}
+    for buffer in found.buffers:
+        assert buffer["nbytes"] == sum(size for *_, size in buffer["alive"])
+        if buffer["kind"] == "line":
+            row = found.rows[buffer["segment"]]
+            assert row["type"] != "plain"
+            assert 0 <= buffer["stripe"] < row["stripes"]
+
+
+def test_rows_and_columns_can_be_chosen(network: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from memfit.cli.main import main
+
+    picture = tmp_path / "chosen.png"
+    command = ["stream", str(network), "--columns", "name,rows_kept", "--top", "1", "--sort", "rows_kept"]
+    assert main([*command, "-o", str(picture)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert ["name", "rows", "kept"] in [line.split() for line in shown]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_of_the_front_are_those_where_the_peak_falls() -> None:
+    peaks = [None, 9, 9, 7, 7, 3]
+    front = [{"peak_bytes": peak} for peak in peaks]
+    assert [point["peak_bytes"] for point in _points(front)] == [9, 7, 3]
+    assert [point["peak_bytes"] for point in _points([{"peak_bytes": -n} for n in range(22)])] == list(
+        range(0, -22, -3)
+    )
+
+
+def test_boards_with_and_without_room_are_named(network: Path) -> None:
+    found = planned(network)
+    short = dataclasses.replace(
+        found,
+        boards=(
+            {"name": "large", "ram_bytes": 1 << 20, "fits": True, "short_bytes": 0, "fitted_before": True},
+            {"name": "small", "ram_bytes": 1 << 10, "fits": False, "short_bytes": 512, "fitted_before": False},
+        ),
+    )
+    said = lines(short)
+    assert "fits 1 of 2 known boards (1 before), the smallest: large (1 MiB)" in said
+    assert "no room on small (512 B short)" in said
+    for board in found.boards:
+        assert board["fits"] is (board["short_bytes"] == 0)
+        assert board["short_bytes"] == max(0, found.totals["peak_bytes"] - board["ram_bytes"])
 
 
 def test_a_network_without_images_is_refused(tmp_path: Path) -> None:

@@ -193,8 +193,15 @@ class Stream(Result):
     front: tuple[dict[str, Any], ...] = ()
     """Plans that no other beats in both: `extra_macs`, `extra_macs_share`, `peak_bytes`, and `fed_peak_bytes` and
     `resident_peak_bytes`: the peak with an input fed row by row, and with one that is whole in memory."""
+    operators: tuple[dict[str, Any], ...] = ()
+    """As they are done, some more than once: `name`, `type`, and `index` in the network as it was given. Rows count in
+    these."""
+    buffers: tuple[dict[str, Any], ...] = ()
+    """The arena: `tensor` and its `index`; `kind`: a `line` buffer, a `whole` value, `sums`, or a `channel` of scratch;
+    `segment`, `stripe`, `rows` and `columns` that it holds; `offset`, `nbytes`; and `alive`: lists of a first step,
+    one past the last, and the bytes that live then: where they begin in the buffer and how many they are."""
     boards: tuple[dict[str, Any], ...] = ()
-    """Known boards: `name`, `ram_bytes`, `fits` and `fitted_before`."""
+    """Known boards: `name`, `ram_bytes`, `fits`, `short_bytes` and `fitted_before`."""
     plain: tuple[dict[str, Any], ...] = ()
     """Operators that cannot stream: `name`, `type`, `reason`."""
     advice: tuple[str, ...] = ()
@@ -208,7 +215,9 @@ class Stream(Result):
 
     def further(self) -> dict[str, Any]:
         """Give what was asked for, the front, the boards, what runs plainly, what is missing, and proofs."""
-        names = ("settings", "front", "boards", "plain", "advice", "verification", "emitted")
+        names = (
+            "settings", "front", "operators", "buffers", "boards", "plain", "advice", "verification", "emitted"
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from memfit.analysis.result import Stream
@@ -12,12 +13,12 @@ from memfit.memory.mcunet import figures
 from memfit.memory.model import View
 from memfit.plan.estimate import CAPTURED, NOTE
 from memfit.plan.network import limits_of, operator_names
-from memfit.stream.choose import within
-from memfit.stream.layout import SegmentLayout
+from memfit.stream.choose import CAP, within
+from memfit.stream.layout import SegmentLayout, line_name, scratch_name, sums_name, value_name
 from memfit.stream.network import StreamNetwork, network_of
 from memfit.stream.plan import StreamPlan, plan_stream
 from memfit.targets import load
-from memfit.units import format_bytes
+from memfit.units import format_bytes, format_limit
 
 FED = "the input is fed row by row and is never whole in memory"
 SEGMENT, FRONT = "segment", "front"
@@ -77,9 +78,9 @@ def stream_network(
     }
     plan = both[resident]
     front = _front(both, network.macs, resident=resident)
-    before, names = _before(graph, network), operator_names(graph, network.model)
+    before, names = _before(graph, network, plan), operator_names(graph, network.model)
     baseline = figures(View(graph)).total_bytes
-    rows = tuple(_row(plan, number, layout, before, names) for number, layout in enumerate(plan.segments))
+    rows = tuple(_row(plan, layout, before, names) for layout in plan.segments)
     worst = max(rows, key=lambda row: row["peak_bytes"], default=None)
     totals: dict[str, Any] = {
         "peak_bytes": plan.peak_bytes,
@@ -124,11 +125,14 @@ def stream_network(
             "target": limits.target.key if limits.target else None,
         },
         front=front,
+        operators=tuple({"name": names[op.origin], "type": op.kind, "index": op.origin} for op in plan.network.ops),
+        buffers=_buffers(plan),
         boards=tuple(
             {
                 "name": board.key,
                 "ram_bytes": board.ram_bytes,
                 "fits": plan.peak_bytes <= board.ram_bytes,
+                "short_bytes": max(plan.peak_bytes - board.ram_bytes, 0),
                 "fitted_before": baseline <= board.ram_bytes,
             }
             for board in load().values()
@@ -139,7 +143,7 @@ def stream_network(
             for op in network.ops
             if op.reason is not None
         ),
-        advice=_advice(plan, totals, max_extra_macs),
+        advice=_advice(network, plan, totals, max_extra_macs, passes),
     )
     return result, plan
 
@@ -162,8 +166,11 @@ def _front(both: dict[bool, StreamPlan], macs: int, *, resident: bool) -> tuple[
     return tuple(found)
 
 
-def _before(graph: Graph, network: StreamNetwork) -> list[int]:
-    """Give what each operator needs in the memory model mcunet; 0 for what it does not count."""
+def _before(graph: Graph, network: StreamNetwork, plan: StreamPlan) -> list[int]:
+    """Give what each operator needs in the memory model mcunet; 0 for what it does not count.
+
+    A PAD that a plan leaves out counts at the operators that see to it.
+    """
     per_op = figures(View(graph)).per_op
     found = []
     for operator in network.model.main.operators:
@@ -171,10 +178,15 @@ def _before(graph: Graph, network: StreamNetwork) -> list[int]:
         known = isinstance(graph.origin, TfliteModel)
         index = captured.index if isinstance(captured, Op) else operator.index if known else None
         found.append(0 if index is None or index >= len(per_op) else per_op[index] or 0)
+    kept = {op.origin for op in plan.network.ops}
+    for op in network.ops:
+        if op.index not in kept:
+            for reader in network.values[op.output].readers:
+                found[reader] = max(found[reader], found[op.index])
     return found
 
 
-def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int], names: list[str]) -> dict[str, Any]:
+def _row(plan: StreamPlan, layout: SegmentLayout, before: list[int], names: list[str]) -> dict[str, Any]:
     """Describe one segment."""
     segment, ops, values = layout.segment, plan.network.ops, plan.network.values
     first, last = ops[segment.begin], ops[segment.end - 1]
@@ -201,12 +213,44 @@ def _row(plan: StreamPlan, number: int, layout: SegmentLayout, before: list[int]
         "rows_kept": sum(line.rows for line in layout.lines),
         "line_bytes": max(lines, default=0),
         "peak_bytes": segment.peak_bytes,
-        "before_bytes": max((before[op.origin] for op in ops[segment.begin : segment.end]), default=0),
+        "before_bytes": max((before[op.origin] for op in ops[segment.begin : segment.end]), default=0) or None,
         "extra_macs": segment.extra_macs,
-        "segment": number,
         "first_op": segment.begin,
         "end_op": segment.end,
     }
+
+
+def _buffers(plan: StreamPlan) -> tuple[dict[str, Any], ...]:
+    """Describe what is in the arena: where it lies, when it lives, and which rows and columns of what it holds."""
+    values = plan.network.values
+    held: dict[str, tuple[str, int, int | None, int | None, int, tuple[int, int]]] = {
+        value_name(i): ("whole", i, None, None, value.height, (0, value.width)) for i, value in values.items()
+    }
+    for number, at in enumerate(plan.segments):
+        for line in at.lines:
+            for which, span in enumerate(line.columns):
+                held[line_name(number, which, line.value)] = ("line", line.value, number, which, line.rows, span)
+        made = plan.network.ops[at.segment.end - 1].output
+        held[sums_name(number)] = ("sums", made, number, None, 1, (0, 1))
+        held[scratch_name(number)] = ("channel", made, number, None, values[made].height, (0, values[made].width))
+    found = []
+    for buffer in plan.arena.problem.buffers:
+        kind, value, segment, stripe, rows, columns = held[buffer.name]
+        found.append(
+            {
+                "tensor": values[value].name,
+                "index": value,
+                "kind": kind,
+                "segment": segment,
+                "stripe": stripe,
+                "rows": rows,
+                "columns": list(columns),
+                "offset": plan.arena.packing.offsets[buffer.name],
+                "nbytes": buffer.size,
+                "alive": [[span.lower, span.upper, span.start, span.size] for span in buffer.spans],
+            }
+        )
+    return tuple(found)
 
 
 def _name(first: str, last: str | None) -> str:
@@ -234,23 +278,32 @@ def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:
             f"its rows are read {plan.passes} times, once per stripe and pass: from flash, a file or a sensor that can "
             "be read again; --input-passes 1 reads them once"
         )
+    notes.append("weights stay in flash; the stack and the program that runs the plan need RAM of their own")
     packing = plan.arena.packing
     if not packing.optimal:
         notes.append(f"the arena is {format_bytes(packing.height - packing.lower_bound)} above the most bytes live")
     return [*notes, *packing.notes, *graph.notes]
 
 
-def _advice(plan: StreamPlan, totals: dict[str, Any], share: float) -> tuple[str, ...]:
-    """Say how far an impossible target is, and what stands in the way."""
+def _advice(
+    network: StreamNetwork, plan: StreamPlan, totals: dict[str, Any], share: float, passes: int | None
+) -> tuple[str, ...]:
+    """Say how far an impossible target is, what stands in the way, and whether more work would do."""
     limit = totals["limit_bytes"]
     if limit is None or totals["fits"]:
         return ()
     short = format_bytes(totals["peak_bytes"] - limit)
-    found = [f"{short} too much for {format_bytes(limit)}, at {totals['peak_at']}, with at most {share:.0%} extra MACs"]
-    more = next((choice for choice in plan.front if choice.peak_bytes <= limit), None)
-    if more is not None:
-        needed = more.extra_macs / max(plan.macs, 1)
-        found.append(f"--max-extra-macs {needed:.1%} would reach {format_bytes(more.peak_bytes)}")
-    elif plan.front:
-        found.append(f"no plan goes below {format_bytes(plan.front[-1].peak_bytes)}: a smaller input or network would")
-    return tuple(found)
+    asked = f"at most {100 * share:.4g}% extra MACs"
+    far = f"{short} too much for {format_limit(limit)}, at {totals['peak_at']}, with {asked}"
+    least = plan.front[-1]
+    enough = next((choice for choice in plan.front if choice.peak_bytes <= limit), None)
+    if enough is None:
+        bound = f"{100 * max(CAP, share):.4g}%"
+        lowest = format_bytes(least.peak_bytes)
+        return far, f"no plan with at most {bound} extra MACs goes below {lowest}: a smaller input or network would"
+    for choice in dict.fromkeys((enough, least)):  # the peaks of a front are not packed yet
+        more = math.ceil(1000 * choice.extra_macs / network.macs) / 1000
+        tried = plan_stream(network, max_extra_macs=more, max_peak_bytes=limit, resident=plan.resident, passes=passes)
+        if tried.met:
+            return far, f"--max-extra-macs {more:.1%} would reach {format_bytes(tried.peak_bytes)}"
+    return far, f"the lowest that more work packs to is {format_bytes(tried.peak_bytes)}"
