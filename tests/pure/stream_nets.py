@@ -136,13 +136,19 @@ class StreamNet(Net):
         y = self.free((1, 1, 1, channels) if keep else (1, channels))
         return self.op("MEAN", [x, self.ints(1, 2)], [y], "ReducerOptions", version=2, keep_dims=keep)
 
+    def pool_all(self, x: int) -> int:
+        """Take the mean of a whole image by pooling: the window is as large as the image, or larger."""
+        side = max(self.shape(x)[1:3])
+        return self.pool(x, "AVERAGE", side, side, SAME)
+
     def swish(self, x: int) -> int:
         """x times its logistic, as converters write it."""
         return self.times(x, self.unary("LOGISTIC", x))
 
-    def excite(self, x: int, channels: int, *, swish: bool = True) -> int:
-        """Squeeze and excite: scale every channel by what its mean says."""
-        squeezed = self.conv(self.mean(x), channels, activation=None if swish else "relu")
+    def excite(self, x: int, channels: int, *, swish: bool = True, pools: bool = False) -> int:
+        """Squeeze and excite: scale every channel by what its mean says, which a pooling may take."""
+        mean = self.pool_all(x) if pools else self.mean(x)
+        squeezed = self.conv(mean, channels, activation=None if swish else "relu")
         squeezed = self.swish(squeezed) if swish else squeezed
         return self.times(x, self.unary("LOGISTIC", self.conv(squeezed, self.shape(x)[3])))
 
@@ -313,7 +319,8 @@ def drawn(seed: int) -> bytes:
         if pick.random() < 0.1:
             outputs.append(x)
     if pick.random() < 0.5 and math.prod(net.shape(x)[1:3]) > 1:
-        x = net.classify(x, 3) if pick.random() < 0.7 else net.mean(x)
+        way = pick.random()
+        x = net.classify(x, 3) if way < 0.5 else net.mean(x) if way < 0.7 else net.pool_all(x)
     return net.finish(*dict.fromkeys([*outputs, x]))
 
 
@@ -380,7 +387,7 @@ _STEPS = (
     lambda net, x, pick: inverted(net, x, net.shape(x)[3], pick.randint(1, 3)),
     lambda net, x, pick: inverted(net, x, pick.randint(1, 4), 2, kernel=pick.choice((3, 5)), stride=2),
     lambda net, x, pick: (
-        net.excite(x, pick.randint(1, 2), swish=pick.random() < 0.5)
+        net.excite(x, pick.randint(1, 2), swish=pick.random() < 0.5, pools=pick.random() < 0.5)
         if math.prod(net.shape(x)[1:3]) > 1
         else net.conv(x, 2)
     ),

@@ -311,6 +311,32 @@ def test_a_mean_along_other_axes_runs_plainly() -> None:
     agrees(best(network), given, Interpreter(model).run(given))
 
 
+@pytest.mark.parametrize("height", [5, 9])
+def test_an_average_over_a_whole_image_is_added_up(height: int) -> None:
+    """A row of the input, one of the convolution, four bytes per channel and the output; no image."""
+    net = StreamNet()
+    model = parse_model(net.finish(net.pool_all(net.conv(net.image(height, 7, 2), 6))))
+    network, given = records(model), values(model)
+    assert network.ops[1].sums
+    plan = best(network, 0)
+    assert plan.peak_bytes == 7 * 2 + 7 * 6 + 6 * 4 + 6
+    for seed in range(5):
+        given = values(model, seed)
+        agrees(plan, given, Interpreter(model).run(given))
+
+
+def test_an_average_of_less_than_the_image_is_not_added_up() -> None:
+    net = StreamNet()
+    x = net.conv(net.image(5, 7, 2), 6)
+    model = parse_model(net.finish(net.pool(x, "AVERAGE", 5, 7, VALID), net.pool(x, "MAX", 7, 7, SAME)))
+    network, given = records(model), values(model)
+    assert [op.reason for op in network.ops[1:]] == ["its output is one pixel"] * 2
+    agrees(best(network), given, Interpreter(model).run(given))
+    net = Net("FLOAT32")
+    network = records(parse_model(net.build(net.pool(net.input(1, 4, 4, 2), "AVERAGE", 4, 4))))
+    assert network.ops[0].reason == "sums of floats depend on their order"
+
+
 def test_states_live_on() -> None:
     net = Net()
     model = parse_model(net.build(net.svdf(net.input(1, 6), 4)))

@@ -33,9 +33,6 @@ _BROADCASTS = frozenset(
 )  # fmt: skip
 """Element-wise operators."""
 
-_SUMS = frozenset({"MEAN", "SUM"})
-"""Operators that may add up a whole image, row by row."""
-
 
 @dataclass(frozen=True)
 class Value:
@@ -281,11 +278,17 @@ def _convolution(site: _Site) -> Parts:
 
 def _pool(site: _Site) -> Parts:
     kernel = (site.option("filter_height", 1), site.option("filter_width", 1))
-    op = site.captured
-    if op is not None and "kernel" not in op.attrs:  # adaptive: windows of their own
-        x, y = site.inputs[0], site.output
-        return (_adaptive(x.height, y.height),), (_adaptive(x.width, y.width),)
     return _window(site, kernel)
+
+
+def _pool_of_all(site: _Site) -> Parts:
+    """AVERAGE_POOL_2D whose window is the image."""
+    x = site.inputs[0]
+    rows, columns = _pool(site)
+    if rows != (whole(x.height, 1),) or columns != (whole(x.width, 1),):
+        raise _Refusal("its output is one pixel")
+    _check_sums(site)
+    return rows, columns
 
 
 def _adaptive(length: int, outputs: int) -> Reach:
@@ -385,20 +388,27 @@ def _axes(site: _Site) -> list[int] | None:
 
 def _sum(site: _Site) -> Parts:
     x, y = site.inputs[0], site.output
+    if site.captured is not None and site.captured.kind.startswith("adaptive"):
+        return _both(site, _adaptive)
     if x.height * x.width == 1 or y.height * y.width != 1 or y.channels != x.channels:
         raise _Refusal("it does not take the mean of a whole image")
     if site.captured is None:
         tensors = site.model.main.tensors
         if len(tensors[y.index].shape) != 4 and _axes(site) != [1, 2]:  # of an image as high as it has channels
             raise _Refusal("it does not take the mean of a whole image")
-        if tensors[x.index].type not in ("INT8", "INT16"):
-            raise _Refusal("sums of floats depend on their order")
+    _check_sums(site)
     return (whole(x.height, 1),), (whole(x.width, 1),)
+
+
+def _check_sums(site: _Site) -> None:
+    """Refuse an image whose sum depends on the order of its parts; an estimate is of integers."""
+    if site.captured is None and site.model.main.tensors[site.inputs[0].index].type not in ("INT8", "INT16"):
+        raise _Refusal("sums of floats depend on their order")
 
 
 _REACHES: dict[str, Callable[[_Site], Parts]] = {
     **dict.fromkeys(_BROADCASTS, _element_wise),
-    **dict.fromkeys(_SUMS, _sum),
+    **dict.fromkeys(("MEAN", "SUM"), _sum),
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "TRANSPOSE_CONV": _transposed,
@@ -414,6 +424,9 @@ _REACHES: dict[str, Callable[[_Site], Parts]] = {
 }
 """Operator → how it finds the rows and columns that it takes; what is not here runs plainly."""
 
+_SUMS = {"MEAN": _sum, "SUM": _sum, "AVERAGE_POOL_2D": _pool_of_all}
+"""Operators that may make one pixel of an image by adding it up row by row."""
+
 
 def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], *, last: bool) -> StreamOp:
     read = tuple(i for i in dict.fromkeys(operator.inputs) if i in values)
@@ -422,7 +435,8 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
     parts: Parts = ((), ())
     reason: str | None = None
     sums = False
-    finder = _REACHES.get(operator.name)
+    alone = bool(made) and values[output].height * values[output].width == 1
+    finder = (_SUMS if alone else _REACHES).get(operator.name)
     if not made or not read:
         reason = "it reads or makes nothing at run time"
     elif len(made) > 1 and any(values[i].readers for i in made[1:]):
@@ -431,18 +445,18 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
         reason = "nobody reads its output"
     elif all(values[i].height * values[i].width == 1 for i in (*read, *made)):
         reason = "it works on no image"
-    elif finder is None:
+    elif operator.name not in _REACHES:
         reason = "memfit has no rule for which rows it takes"
     elif any(len(shape := model.main.tensors[i].shape) == 4 and shape[0] != 1 for i in (*read, *made)):
         reason = "it works on several images"
-    elif values[output].height * values[output].width == 1 and operator.name not in _SUMS:
+    elif finder is None:
         reason = "its output is one pixel"
     elif any(model.main.tensors[i].is_variable for i in (*operator.inputs, *operator.outputs) if i >= 0):
         reason = "it keeps a state"
     else:
         try:
             parts = finder(_Site(model, operator, tuple(values[i] for i in read), values[output], last))
-            sums = operator.name in _SUMS
+            sums = alone
         except _Refusal as refusal:
             reason = str(refusal)
     name = values[output].name if made else operator.name.lower()
