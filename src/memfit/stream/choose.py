@@ -59,14 +59,12 @@ class Choices:
         self.segments = segments
         self.limit_macs = int(cap * segments.network.macs)
         self._passes = passes_of(segments)
-        bound = 1 << 62
-        if segments.count:  # the plain run is one way; a segment that needs more is in no better one
-            ends = range(1, segments.count + 1)
-            bound = 1 + max(next(segments.ending(end, 0, 1 << 62)).peak_bytes for end in ends)
-        whole = self._best(self._steps(bound, 1, again=False), None)
-        if len(whole.peak):  # stripes and passes only add work: what they are for is a lower peak than this
-            bound = int(whole.peak[0]) + 1
-        self._found = self._steps(bound, STRIPES, again=True)
+        # Stripes and passes only add work: what they are for is a lower peak than without.
+        steps = steps_of(segments, self._passes, self.limit_macs, _without_work(segments) + 1, STRIPES)
+        found: dict[Place, list[Step]] = {}
+        for target, step in steps:
+            found.setdefault(target, []).append(step)
+        self._found = {target: _undominated(steps) for target, steps in sorted(found.items())}
 
     def front(self, apart: Collection[tuple[int, ...]] = ()) -> list[Choice]:
         """Find all ways that no other beats in both peak and extra work, from least work to least memory.
@@ -78,26 +76,19 @@ class Choices:
             apart: operations of segments that may not count rows of their output as taking the room of rows of their
                 inputs.
         """
-        front = self._best(self._found, apart)
+        front = self._best(apart)
         return [_choice(front, way) for way in range(len(front.peak))]
 
-    def _steps(self, bound: int, stripes: int, *, again: bool) -> dict[Place, list[Step]]:
-        """Give the steps to each place; `again` allows passes."""
-        found: dict[Place, list[Step]] = {}
-        for target, step in steps_of(self.segments, self._passes if again else None, self.limit_macs, bound, stripes):
-            found.setdefault(target, []).append(step)
-        return {target: _undominated(steps) for target, steps in found.items()}
-
-    def _best(self, steps: dict[Place, list[Step]], apart: Collection[tuple[int, ...]] | None) -> _Front:
-        """Find the best ways to the end of a network; `apart` None for no overlaps at all."""
+    def _best(self, apart: Collection[tuple[int, ...]]) -> _Front:
+        """Find the best ways to the end of a network."""
         limit = self.segments.passes
         start: Place = (0, 0)
         fronts: dict[Place, dict[int, _Front]] = {start: {0: _START}}
         """Place → how often a fed input was read, where that is limited → front."""
-        for target in sorted(steps):
+        for target, steps in self._found.items():
             found: dict[int, list[tuple[Step, _Front]]] = {}
-            for step in steps[target]:
-                if step.overlaps and (apart is None or step.runs[-1].ops in apart):
+            for step in steps:
+                if step.overlaps and step.runs[-1].ops in apart:
                     continue
                 for reads, front in fronts.get(step.source, {}).items():
                     after = reads + step.reads if limit is not None else 0
@@ -111,6 +102,18 @@ class Choices:
 def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
     """Find the front of a network; see `Choices`."""
     return Choices(segments, cap).front()
+
+
+def _without_work(segments: Segments) -> int:
+    """Find the lowest peak of full rows, each computed once, none in the room of another value."""
+    ends = range(1, segments.count + 1)
+    plain = max((segments.plain(end - 1).peak_bytes for end in ends), default=0)
+    lowest = [0] + [plain] * segments.count
+    for segment in sorted(segments.among(ends, 0, plain + 1, 1), key=lambda segment: segment.end):
+        if not segment.overlaps:
+            peak = max(lowest[segment.begin], segment.peak_bytes)
+            lowest[segment.end] = min(lowest[segment.end], peak)
+    return lowest[-1]
 
 
 def _undominated(found: list[Step]) -> list[Step]:

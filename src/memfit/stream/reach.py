@@ -6,6 +6,7 @@ All places are absolute and half-open, and padding is left out: what lies outsid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from memfit.kernels.window import SAME, VALID, Axis, axis
@@ -42,7 +43,7 @@ class Reach:
             return (0, 0)
         return self.spans[start][0], self.spans[end - 1][1]
 
-    @property
+    @cached_property
     def firsts(self) -> list[int]:
         """For each output row, the first input row that it or a later one takes; the input's length at the end."""
         found = [self.length]
@@ -50,7 +51,7 @@ class Reach:
             found.append(min(found[-1], first) if end > first else found[-1])
         return found[::-1]
 
-    @property
+    @cached_property
     def ends(self) -> list[int]:
         """For each output row, how many input rows must have been made for it and those before."""
         found: list[int] = []

@@ -162,14 +162,11 @@ def steps_of(
         limit_bytes: steps that need as much or more are left out.
         stripes: the most stripes to try.
     """
-    for end in range(1, segments.count + 1):
-        for segment in segments.ending(end, limit_macs, limit_bytes, stripes):
-            run = Run(tuple(range(segment.begin, end)), segment)
-            reads = _reads(segments, segment)
-            yield (
-                (end, 0),
-                Step((segment.begin, 0), (run,), segment.peak_bytes, segment.extra_macs, segment.stripes, reads),
-            )
+    for segment in segments.among(range(1, segments.count + 1), limit_macs, limit_bytes, stripes):
+        run = Run(tuple(range(segment.begin, segment.end)), segment)
+        reads = _reads(segments, segment)
+        step = Step((segment.begin, 0), (run,), segment.peak_bytes, segment.extra_macs, segment.stripes, reads)
+        yield (segment.end, 0), step
     if passes is not None:
         for gate in passes.gates:  # an image kept whole, of which what comes next may still be computed again
             yield (gate.product, 1), Step((gate.product, 0), (), 0, 0, 0, 0)
@@ -186,22 +183,22 @@ def _through(passes: Passes, limit_macs: int, limit_bytes: int, stripes: int) ->
     """Give the segments that go through gates that are known, or lie before such."""
     segments, places = passes.through, passes.places
     products = [gate.product for gate in passes.gates]
-    for end in range(1, segments.count + 1):
+    for segment in segments.among(range(1, segments.count + 1), limit_macs, limit_bytes, stripes):
+        end = segment.end
         target = places[end] if end < segments.count else places[-1] + 1
-        for segment in segments.ending(end, limit_macs, limit_bytes, stripes):
-            begin, last = places[segment.begin], places[end - 1]
-            first = bisect_left(products, begin)
-            inside = bisect_left(products, last + 1) - first
-            run = Run(places[segment.begin : end], segment)
-            reads = _reads(segments, segment)
-            for known in range(max(inside, 1), min(AHEAD, len(products) - first) + 1):
-                others = passes.ahead(segment.begin, known)
-                within = {i for gate in passes.gates[first : first + inside] for i in gate.values}
-                waiting = sum(segments.values[i].nbytes for i in others if i not in within)
-                left = known - inside
-                to = (target, left) if left else (last + 1, 0)
-                peak = segment.peak_bytes + waiting
-                yield to, Step((begin, known), (run,), peak, segment.extra_macs, segment.stripes, reads)
+        begin, last = places[segment.begin], places[end - 1]
+        first = bisect_left(products, begin)
+        inside = bisect_left(products, last + 1) - first
+        run = Run(places[segment.begin : end], segment)
+        reads = _reads(segments, segment)
+        for known in range(max(inside, 1), min(AHEAD, len(products) - first) + 1):
+            others = passes.ahead(segment.begin, known)
+            within = {i for gate in passes.gates[first : first + inside] for i in gate.values}
+            waiting = sum(segments.values[i].nbytes for i in others if i not in within)
+            left = known - inside
+            to = (target, left) if left else (last + 1, 0)
+            peak = segment.peak_bytes + waiting
+            yield to, Step((begin, known), (run,), peak, segment.extra_macs, segment.stripes, reads)
 
 
 def _upto(

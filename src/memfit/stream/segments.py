@@ -12,14 +12,14 @@ dies here make room as they are consumed, and rows of the output take room as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from memfit.stream.network import INPUT, StreamNetwork, StreamOp, Value
+from memfit.stream.network import INPUT, StreamNetwork, StreamOp
 from memfit.stream.reach import Reach, Span, stripes
 
 STRIPES = 16
@@ -31,6 +31,9 @@ EDGES = (0, 1, 2, 3)
 UNEVEN = 8
 """The most stripes of which the outer ones are given more."""
 
+TOGETHER = 64
+"""The most ends whose segments are measured at once: arrays stay in the processor's cache."""
+
 SUM_BYTES = 4
 """Bytes of one sum of a whole image, per channel: int32, as in TFLM."""
 
@@ -38,6 +41,7 @@ _VIEWS = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 """Operators whose output is their input, read in another way."""
 
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Segment:
 
 
 _Columns = tuple[Integers, Integers]
-"""Per stripe of all ways to cut: the first column, and the one after the last."""
+"""The first column, and the one after the last: per stripe of all ways to cut, and per end."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,24 @@ class _Cuts:
 
 
 @dataclass(frozen=True)
-class _End:
-    """What all segments that end before one operation share."""
+class _Ends:
+    """What segments share that end before several operations, are cut in the same ways, and may begin equally far back.
 
-    end: int
-    heights: dict[int, int]
-    """Value → rows of its line buffer."""
-    rows: dict[int, int]
-    """Value → rows of it that are made."""
-    made: dict[int, Integers] | None
-    """Value → rows of it that are made when row y of the last output is; None where rows do not say it."""
+    Arrays have one entry, or one column, per end.
+    """
+
+    ends: Integers
+    start: int
+    """The first operation that they may begin with."""
     cuts: _Cuts
+    heights: tuple[dict[int, int], ...]
+    """Value → rows of its line buffer."""
+    rows: dict[int, Integers]
+    """Value → rows of it that are made."""
+
+    def rows_kept(self, value: int) -> Integers:
+        """Give the height of a value's line buffer."""
+        return np.array([heights.get(value, 0) for heights in self.heights])
 
 
 class Segments:
@@ -149,7 +160,10 @@ class Segments:
                 self.reads[i] = _reads([(r, self.ops[r].origin) for r in readers])
         self._live: dict[int, list[int]] = {}
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
+        self._made: dict[int, dict[int, Integers] | None] = {}
+        self._kept: dict[tuple[int, int, int], Integers | None] = {}
         self._starts = self._pieces()
+        self._first = self._streaming()
         self._ends = {id(reach): np.array([0, *reach.ends]) for op in self.ops for reach in op.rows}
         self._firsts = {id(reach): np.array(reach.firsts) for op in self.ops for reach in op.rows}
         self._columns = {id(reach): _ends_of(reach) for op in self.ops for reach in op.columns}
@@ -192,6 +206,15 @@ class Segments:
             if crossing[cut] <= 1:
                 start = cut
             starts.append(start)
+        return starts
+
+    def _streaming(self) -> list[int]:
+        """Find for each operation how far back it may be computed together with those before it."""
+        starts, start = [], 0
+        for op in self.ops:
+            start = start if op.streams else op.index + 1
+            starts.append(start)
+            start = op.index + 1 if op.sums else start
         return starts
 
     def heights(self, end: int) -> dict[int, int]:
@@ -248,26 +271,47 @@ class Segments:
         again: bool = False,
         every: bool = False,
     ) -> Iterator[Segment]:
-        """Give the segments that end before operation `end`, from short to long.
+        """Give the segments that end before operation `end`, from short to long; see `among`."""
+        yield from self.among([end], limit_macs, limit_bytes, most_stripes, again=again, every=every)
+
+    def among(
+        self,
+        ends: Sequence[int],
+        limit_macs: int,
+        limit_bytes: int,
+        most_stripes: int = STRIPES,
+        *,
+        again: bool = False,
+        every: bool = False,
+    ) -> Iterator[Segment]:
+        """Give the segments that end before one of several operations.
 
         Args:
-            end: one past the last operation.
+            ends: for each, one past the last operation.
             limit_macs: the most extra multiply-accumulates.
             limit_bytes: segments that need as much or more are left out.
             most_stripes: the most stripes to try.
             again: all of it will be computed once more, and is extra work as a whole.
             every: also those that another one of the same operations beats in both bytes and work.
         """
-        last = self.ops[end - 1]
-        plain = self._plain(end - 1)
-        if plain.peak_bytes < limit_bytes or not last.streams:
-            yield plain
-        if last.streams:
-            cuts = _ways(self._stripe_width(end), most_stripes)
-            shared = _End(end, self.heights(end), self._rows(end), self._made(end), cuts)
-            yield from self._streamed(shared, limit_macs, limit_bytes, again=again, every=every)
+        alike: dict[tuple[int, int], list[int]] = {}
+        for end in ends:
+            streams = self.ops[end - 1].streams
+            plain = self.plain(end - 1)
+            if plain.peak_bytes < limit_bytes or not streams:
+                yield plain
+            if streams:
+                alike.setdefault((self._first[end - 1], self._stripe_width(end)), []).append(end)
+        for (start, width), found in alike.items():
+            for at in range(0, len(found), TOGETHER):
+                shared = self._ends_at(found[at : at + TOGETHER], start, _ways(width, most_stripes))
+                yield from self._streamed(shared, limit_macs, limit_bytes, again=again, every=every)
 
-    def _plain(self, index: int) -> Segment:
+    def _ends_at(self, ends: Sequence[int], start: int, cuts: _Cuts) -> _Ends:
+        heights = tuple(self.heights(end) for end in ends)
+        return _Ends(np.array(ends), start, cuts, heights, self._rows(np.array(ends)))
+
+    def plain(self, index: int) -> Segment:
         """Run one operation by itself, every tensor whole."""
         op = self.ops[index]
         live = set(self.live(index)) | set(op.inputs)
@@ -298,167 +342,203 @@ class Segments:
         last = self.ops[end - 1]
         return self.values[last.inputs[0] if last.sums else last.output].width
 
-    def _own(self, value: Value, end: int, cuts: _Cuts) -> _Columns:
+    def _own(self, value: int, shared: _Ends) -> _Columns:
         """Cut a value that is kept whole, or an image that is added up, into the columns that each stripe makes."""
-        return _all_stripes(value.width, self._stripe_width(end), cuts.ways)
+        across = self._stripe_width(int(shared.ends[0]))
+        return _all_stripes(self.values[value].width, across, shared.cuts.ways)
 
     def own_columns(self, value: int, segment: Segment) -> list[Span]:
         """Give the columns of a value that is kept whole, or added up, that each stripe of a segment makes."""
         width, across = self.values[value].width, self._stripe_width(segment.end)
         return stripes(width, segment.stripes, segment.edge * width // across)
 
-    def _walk(self, end: int, cuts: _Cuts) -> Iterator[tuple[StreamOp, _Columns, dict[int, _Columns]]]:
-        """Give the columns that each operation makes per stripe, and those of all values that have been asked for.
+    def _walk(self, shared: _Ends) -> Iterator[tuple[StreamOp, _Columns, dict[int, _Columns]]]:
+        """Give the columns that each operation makes, and those that have been asked for of values made before it.
 
-        From the last operation backwards. The last operation's stripes are given; those before make what is asked.
+        From the last operation backwards. The last operations' stripes are given; those before make what is asked.
         """
-        nothing = np.zeros(cuts.stripes, dtype=np.int64)
+        ends = shared.ends
+        nothing = np.zeros((shared.cuts.stripes, len(ends)), dtype=np.int64)
         wanted: dict[int, _Columns] = {}
-        for index in range(end - 1, -1, -1):
-            op = self.ops[index]
-            if not op.streams or (op.sums and index != end - 1):
-                return
-            made = wanted.get(op.output, (nothing, nothing))
-            if self.last[op.output] >= end:
-                made = _union(made, self._own(self.values[op.output], end, cuts))
+        for op in reversed(self.ops[shared.start : ends.max()]):
+            made = wanted.pop(op.output, (nothing, nothing))
+            leaves: Flags = (op.index < ends) & (self.last[op.output] >= ends)
+            if leaves.any():
+                made = _union(made, _where(leaves, self._own(op.output, shared)))
             for i, reach in zip(op.inputs, op.columns, strict=True):
-                asked = self._own(self.values[i], end, cuts) if op.sums else _under(self._columns[id(reach)], made)
+                if op.sums:
+                    asked = _where(op.index == ends - 1, self._own(i, shared))
+                else:
+                    asked = _under(self._columns[id(reach)], made)
                 wanted[i] = _union(wanted[i], asked) if i in wanted else asked
             yield op, made, wanted
 
     def kept_columns(self, segment: Segment) -> dict[int, tuple[Span, ...]]:
         """Give, for each value that a segment makes or reads, the columns per stripe."""
         found: dict[int, _Columns] = {}
-        for op, made, wanted in self._walk(segment.end, _Cuts(((segment.stripes, segment.edge),))):
+        cuts = _Cuts(((segment.stripes, segment.edge),))
+        for op, made, wanted in self._walk(self._ends_at([segment.end], segment.begin, cuts)):
             found[op.output] = made
             if op.index == segment.begin:
-                found.update((i, asked) for i, asked in wanted.items() if i not in found)
-                break
-        return {i: tuple(zip(a.tolist(), b.tolist(), strict=True)) for i, (a, b) in found.items()}
+                found.update(wanted)
+        return {i: tuple(zip(a[:, 0].tolist(), b[:, 0].tolist(), strict=True)) for i, (a, b) in found.items()}
 
     def made_rows(self, end: int, made: set[int]) -> dict[int, int]:
         """Give how many rows of each of the values are made in a segment that ends before operation `end`."""
-        rows = self._rows(end)
-        return {i: rows.get(i, self.values[i].height) for i in made}
+        rows = self._rows(np.array([end]))
+        return {i: int(rows[i][0]) if i in rows else self.values[i].height for i in made}
 
-    def _rows(self, end: int) -> dict[int, int]:
-        """Give how many rows of each value are made in a segment that ends here."""
-        found: dict[int, int] = {}
-        for op in reversed(self.ops[:end]):
+    def _rows(self, ends: Integers) -> dict[int, Integers]:
+        """Give how many rows of each value are made in segments that end before these operations."""
+        found: dict[int, Integers] = {}
+        nothing = np.zeros(len(ends), dtype=np.int64)
+        for op in reversed(self.ops[: ends.max()]):
             if not op.streams:
                 break
-            if self.last[op.output] >= end:
-                found[op.output] = self.values[op.output].height
-            count = found.get(op.output, 0)
+            leaves = (op.index < ends) & (self.last[op.output] >= ends)
+            count = np.where(leaves, self.values[op.output].height, found.get(op.output, nothing))
+            found[op.output] = count
             for i, reach in zip(op.inputs, op.rows, strict=True):
-                found[i] = max(found.get(i, 0), int(self._ends[id(reach)][count]))
+                asked = self._ends[id(reach)][count]
+                found[i] = np.maximum(found[i], asked) if i in found else asked
         return found
 
-    def _made(self, end: int) -> dict[int, Integers] | None:
+    def _made_by(self, end: int) -> dict[int, Integers] | None:
         """Give how many rows of each value are made when row y of the last output is; None where rows do not say it."""
+        if end not in self._made:
+            self._made[end] = self._made_until(end)
+        return self._made[end]
+
+    def _made_until(self, end: int) -> dict[int, Integers] | None:
         last = self.ops[end - 1]
         if last.sums:
             return None
         found: dict[int, Integers] = {last.output: np.arange(1, self.values[last.output].height + 1)}
         for op in reversed(self.ops[:end]):
-            if not op.streams:
+            if not op.streams or op.output not in found:  # another output: no segment that holds it overlaps
                 break
-            if op.output not in found:
-                return found  # another output: no segment that holds it overlaps
             for i, reach in zip(op.inputs, op.rows, strict=True):
                 asked = self._ends[id(reach)][found[op.output]]
                 found[i] = np.maximum(found[i], asked) if i in found else asked
         return found
 
     def _streamed(
-        self, shared: _End, limit_macs: int, limit_bytes: int, *, again: bool, every: bool
+        self, shared: _Ends, limit_macs: int, limit_bytes: int, *, again: bool, every: bool
     ) -> Iterator[Segment]:
-        """Give the segments of one end that work row by row, in all ways to cut columns at once."""
-        end, values, cuts = shared.end, self.values, shared.cuts
-        last = self.ops[end - 1]
-        single = cuts.counts == 1
-        lines = np.zeros(cuts.stripes, dtype=np.int64)
-        """Bytes of line buffers per stripe."""
-        extra = np.zeros(len(cuts.counts), dtype=np.int64)
-        inputs: set[int] = set()
-        outputs: list[int] = []
-        made_bytes = values[last.output].channels * SUM_BYTES if last.sums else 0
-        for op, (left, right), wanted in self._walk(end, cuts):
-            value = values[op.output]
-            inputs.discard(op.output)
-            inputs.update(op.inputs)
+        """Give the segments that work row by row, of all ends and in all ways to cut columns at once."""
+        ends, cuts, values = shared.ends, shared.cuts, self.values
+        counts = cuts.counts[:, None]
+        single = counts == 1
+        lines = np.zeros((cuts.stripes, len(ends)), dtype=np.int64)
+        """Bytes of line buffers, per stripe and end."""
+        extra = np.zeros((len(counts), len(ends)), dtype=np.int64)
+        alive = np.ones(len(ends), dtype=np.bool_)
+        """Ends before which a longer segment may still be within the limits."""
+        leaving = np.zeros(len(ends), dtype=np.int64)
+        """How many values a segment makes for others."""
+        sums = [values[op.output].channels * SUM_BYTES if op.sums else 0 for op in (self.ops[end - 1] for end in ends)]
+        made_bytes = np.array(sums)
+        nearest: dict[int, int] = {}
+        """Value from before the segment → the first operation in it, or behind it, that reads it."""
+        for op, (left, right), wanted in self._walk(shared):
+            value, inside = values[op.output], op.index < ends
+            nearest.pop(op.output, None)
+            nearest.update(dict.fromkeys(op.inputs, op.index))
             for i in (op.output, *op.others):
-                if self.last[i] >= end:
-                    outputs.append(i)
-                    made_bytes += values[i].nbytes
-            if self.last[op.output] < end:
-                lines += shared.heights[op.output] * value.pixel_bytes * (right - left)
+                leaves = inside & (self.last[i] >= ends)
+                leaving += leaves
+                made_bytes += leaves * values[i].nbytes
+            if self.last[op.output] < ends.max():
+                dies = self.last[op.output] < ends
+                lines += shared.rows_kept(op.output) * dies * value.pixel_bytes * (right - left)
             if op.macs:
-                done = np.add.reduceat(right - left, cuts.first) * shared.rows.get(op.output, 0)
-                extra += op.macs * done // (value.width * value.height) - (0 if again else op.macs)
+                done = np.add.reduceat(right - left, cuts.first) * shared.rows[op.output]
+                extra += inside * (op.macs * done // (value.width * value.height) - (0 if again else op.macs))
             usable = (extra <= limit_macs) | (single & (not again))
-            usable &= np.maximum.reduceat(lines, cuts.first) < limit_bytes
+            usable &= np.maximum.reduceat(lines, cuts.first) + made_bytes < limit_bytes
+            alive &= usable.any(axis=0) | ~inside
+            usable &= alive & inside
             if not usable.any():
-                return
-            own, held, fed = lines, set(self.live(op.index)), False
-            for i in inputs:
-                if i in self.reads and self.fed(i, op.index, end):
+                if not alive.any():
+                    return
+                continue
+            live = self.live(op.index)
+            own, waiting = lines, np.full(len(ends), sum(values[i].nbytes for i in live))
+            for i in nearest.keys() - live:  # what is given: held whole, or fed row by row
+                fed = np.array([self.fed(i, op.index, int(end)) for end in ends])
+                waiting += ((nearest[i] < ends) & ~fed) * values[i].nbytes
+                if fed.any():
                     a, b = wanted[i]
-                    own = own + shared.heights[i] * values[i].pixel_bytes * (b - a)
-                    fed = True
-                else:
-                    held.add(i)
-            if fed:
-                usable &= single | (extra > 0)
-                if self.passes is not None:
-                    usable &= cuts.counts <= self.passes
-            waiting = sum(values[i].nbytes for i in held)
+                    own = own + fed * shared.rows_kept(i) * values[i].pixel_bytes * (b - a)
+                    usable &= ~fed | single | (extra > 0)
+                    if self.passes is not None:
+                        usable &= ~fed | (counts <= self.passes)
             most = np.maximum.reduceat(own, cuts.first) + (waiting + made_bytes)
-            usable &= most < limit_bytes
-            for way in np.flatnonzero(usable) if every else _undominated(extra, most, cuts.counts, usable):
+            fits = usable & (most < limit_bytes)
+            for way, at in np.argwhere(fits) if every else _undominated(extra, most, cuts.counts, fits):
                 count, edge = cuts.ways[way]
-                yield Segment(op.index, end, count, int(most[way]), int(extra[way]), overlaps=False, edge=edge)
+                peak, work = int(most[way, at]), int(extra[way, at])
+                yield Segment(op.index, int(ends[at]), count, peak, work, overlaps=False, edge=edge)
             if not again:
-                low = self._overlapped(shared, op.index, inputs & held, outputs, waiting)
-                if low is not None and low + int(own[0]) < min(limit_bytes, int(most[0])):
-                    yield Segment(op.index, end, 1, low + int(own[0]), int(extra[0]), overlaps=True)
+                least = np.minimum(most[0], limit_bytes)
+                for at in np.flatnonzero(usable[0] & (leaving == 1) & (waiting + own[0] < least)):
+                    end = int(ends[at])
+                    met = {i: reader for i, reader in nearest.items() if reader < end}
+                    inputs = {i: reader for i, reader in met.items() if i in live or not self.fed(i, op.index, end)}
+                    low = self._overlapped(end, inputs, int(waiting[at]), int(least[at] - own[0, at]))
+                    if low is not None:
+                        peak, work = low + int(own[0, at]), int(extra[0, at])
+                        yield Segment(op.index, end, 1, peak, work, overlaps=True)
 
-    def _overlapped(self, shared: _End, begin: int, inputs: set[int], outputs: list[int], waiting: int) -> int | None:
+    def _overlapped(self, end: int, inputs: Mapping[int, int], waiting: int, limit_bytes: int) -> int | None:
         """Give the bytes of whole values where rows of the output take the room of rows of inputs; None if they cannot.
 
         Args:
-            shared: of the segment's end.
-            begin: its first operation.
-            inputs: those that are held whole.
-            outputs: what the segment makes for others.
+            end: of the segment, which makes nothing for others but the last operation's output.
+            inputs: those that are held whole → the first operation in the segment that reads them.
             waiting: bytes of all that is whole while it runs, without its outputs.
+            limit_bytes: so many or more are given as None.
         """
-        end, made, last = shared.end, shared.made, self.ops[shared.end - 1]
+        last = self.ops[end - 1]
         dying = [i for i in inputs if self.last[i] < end]
-        if not dying or made is None or outputs != [last.output] or any(self.values[i].planar for i in dying):
+        if not dying or self.last[last.output] < end or any(self.values[i].planar for i in dying):
             return None
         output = self.values[last.output]
+        stays = waiting - sum(self.values[i].nbytes for i in dying)
+        made = self._made_by(end) if stays + output.nbytes < limit_bytes else None
+        if made is None:
+            return None
         during = np.arange(1, output.height + 1) * output.row_bytes
-        stays = waiting
-        at_once = not any(rows[0] for i, rows in made.items() if i != output.index)
-        """True where the first row of the output is made in the first step: what nobody reads is still there."""
         for i in dying:
-            value = self.values[i]
-            dead = np.full(output.height, value.height)
-            for index in value.readers:
-                if index < begin:  # has read it all by now
-                    continue
-                op = self.ops[index]
-                if op.output not in made:
-                    return None
-                firsts = self._firsts[id(op.rows[op.inputs.index(i)])]
-                done = made[op.output] - 1 if index == end - 1 else made[op.output]
-                dead = np.minimum(dead, firsts[done])
-            if at_once:
-                dead[0] = 0
-            during = during + (value.height - dead) * value.row_bytes
-            stays -= value.nbytes
-        return max(stays + int(during.max()), waiting)
+            kept = self._kept_rows(i, inputs[i], end, made)
+            if kept is None:
+                return None
+            during = during + kept * self.values[i].row_bytes
+        low = max(stays + int(during.max()), waiting)
+        return low if low < limit_bytes else None
+
+    def _kept_rows(self, value: int, reader: int, end: int, made: dict[int, Integers]) -> Integers | None:
+        """Give how many rows of an input are still needed when row y of the last output is made; None for no answer.
+
+        Args:
+            value: the input.
+            reader: the first operation in the segment that reads it; those before have read it all.
+            end: of the segment.
+            made: from `_made_by`.
+        """
+        key = (value, reader, end)
+        if key not in self._kept:
+            readers = [self.ops[index] for index in self.values[value].readers if index >= reader]
+            if any(op.output not in made for op in readers):
+                self._kept[key] = None
+            else:
+                firsts = [self._firsts[id(op.rows[op.inputs.index(value)])] for op in readers]
+                done = [made[op.output] - (op.index == end - 1) for op in readers]
+                dead = np.minimum.reduce([first[rows] for first, rows in zip(firsts, done, strict=True)])
+                if not any(rows[0] for i, rows in made.items() if i != self.ops[end - 1].output):
+                    dead[0] = 0  # the first row is made in the first step: what nobody reads is still there
+                self._kept[key] = self.values[value].height - dead
+        return self._kept[key]
 
 
 class Flow:
@@ -473,8 +553,8 @@ class Flow:
         self.values = segments.values
         ops = segments.ops[begin:end]
         self.maker = {op.output: op for op in ops}
-        self.made: dict[int, int] = {}
-        """Value → rows made so far."""
+        self.progress: dict[int, int] = {}
+        """Value → rows made so far, or of the image that it adds up."""
         self.readers: dict[int, list[tuple[int, list[int]]]] = {}
         """Value → the outputs of its readers, and for each of their rows the first row of the value still needed."""
         self.ends: dict[int, list[tuple[int, list[int]]]] = {}
@@ -482,16 +562,14 @@ class Flow:
         self.most: dict[int, int] = {}
         self.asked: list[int] = []
         for op in ops:
-            self.made[op.output] = 0
+            self.progress[op.output] = 0
             self.ends[op.output] = []
             for i, reach in zip(op.inputs, op.rows, strict=True):
-                self.made.setdefault(i, 0)
+                self.progress.setdefault(i, 0)
                 self.most.setdefault(i, 0)
                 firsts, ends = _added(reach) if op.sums else (reach.firsts, reach.ends)
                 self.readers.setdefault(i, []).append((op.output, firsts))
                 self.ends[op.output].append((i, ends))
-        self.progress = {op.output: 0 for op in ops}
-        """Output → rows of it, or of the image that it adds up, that are done."""
         kept = [op.output for op in ops if segments.last[op.output] >= end]
         self.asked = [ops[-1].output, *(i for i in kept if i != ops[-1].output)]
 
@@ -502,29 +580,29 @@ class Flow:
             count = self.values[maker.inputs[0]].height if maker.sums else self.values[value].height
             yield from self._pull(value, count)
 
-    def kept(self, value: int) -> tuple[int, int]:
-        """Give the rows `[first, end)` of a value that are kept."""
-        return self.low(value), self.made[value]
-
     def low(self, value: int) -> int:
         """Give the first row of a value that somebody still needs."""
-        return min((firsts[self.progress[output]] for output, firsts in self.readers.get(value, [])), default=0)
+        return min([firsts[self.progress[output]] for output, firsts in self.readers.get(value, ())], default=0)
 
     def _pull(self, value: int, count: int) -> Iterator[tuple[int, int]]:
-        op = self.maker.get(value)
-        while (self.progress[value] if op is not None else self.made[value]) < count:
-            row = self.progress[value] if op is not None else self.made[value]
-            if op is not None:
-                for i, ends in self.ends[value]:
-                    yield from self._pull(i, ends[row])
-            if value in self.most:
-                self.most[value] = max(self.most[value], row + 1 - self.low(value))
-            yield value, row
-            if op is not None:
-                self.progress[value] = row + 1
-                self.made[value] = 1 if op.sums else row + 1
+        """Make the first `count` rows of a value, and before each of them what it takes."""
+        progress = self.progress
+        asked = [(value, count)]
+        while asked:
+            value, count = asked[-1]
+            row = progress[value]
+            if row >= count:
+                asked.pop()
+                continue
+            for i, ends in self.ends.get(value, ()):
+                if progress[i] < ends[row]:
+                    asked.append((i, ends[row]))
+                    break
             else:
-                self.made[value] = row + 1
+                if value in self.most:
+                    self.most[value] = max(self.most[value], row + 1 - self.low(value))
+                yield value, row
+                progress[value] = row + 1
 
 
 def _added(reach: Reach) -> tuple[list[int], list[int]]:
@@ -536,7 +614,12 @@ def _added(reach: Reach) -> tuple[list[int], list[int]]:
 def _all_stripes(width: int, across: int, ways: tuple[tuple[int, int], ...]) -> _Columns:
     """Cut columns in all ways; the outer stripes' share is given for `across` columns."""
     found = np.array([span for count, edge in ways for span in stripes(width, count, edge * width // across)])
-    return found[:, 0], found[:, 1]
+    return found[:, :1], found[:, 1:]
+
+
+def _where(which: Flags | bool, columns: _Columns) -> _Columns:
+    """Give the same columns for some of the ends, and none for the others."""
+    return columns[0] * which, columns[1] * which
 
 
 def _union(a: _Columns, b: _Columns) -> _Columns:
@@ -561,13 +644,16 @@ def _under(ends: _Columns, made: _Columns) -> _Columns:
     return ends[0][left] * full, ends[1][right] * full
 
 
-def _undominated(extra: Integers, most: Integers, counts: Integers, usable: npt.NDArray[np.bool_]) -> list[int]:
-    """Give the ways that no other beats in both work and bytes, by increasing work."""
-    (ways,) = np.nonzero(usable)
-    ways = ways[np.lexsort((counts[ways], most[ways], extra[ways]))]
-    lowest = np.minimum.accumulate(most[ways])
-    better = np.append(np.full(min(len(ways), 1), fill_value=True), lowest[1:] < lowest[:-1])
-    return [int(way) for way in ways[better]]
+def _undominated(extra: Integers, most: Integers, counts: Integers, usable: Flags) -> Integers:
+    """Give (way, end) where no other way of the same end has neither more work nor more bytes, by increasing work."""
+    way, end = np.nonzero(usable)
+    order = np.lexsort((counts[way], most[way, end], extra[way, end], end))
+    way, end = way[order], end[order]
+    bytes_ = most[way, end] - end * (1 + most.max(initial=0))  # each end below all that come before it
+    lowest = np.minimum.accumulate(bytes_)
+    better = np.append(np.full(min(len(way), 1), fill_value=True), lowest[1:] < lowest[:-1])
+    found: Integers = np.stack((way, end), axis=1)[better]
+    return found
 
 
 def _reads(readers: list[tuple[int, int]]) -> list[tuple[int, int]]:
