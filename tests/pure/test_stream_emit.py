@@ -198,7 +198,7 @@ def drawn_units(search: Search, draw: random.Random) -> list[Unit]:
     at = 0
     while at < search.count:
         ways = [stretch for stretch in search.stretches if stretch.begin == at]
-        unit = Unit(at, at + 1, ())
+        unit = Unit(at, at + 1, (), draw.random() < 0.5)
         if ways:
             way = draw.choice(ways)
             height = search.network.images[way.output].height
@@ -308,7 +308,7 @@ def test_a_lifetime_that_ends_before_its_last_reading_is_found() -> None:
     _, draft = striped()
     places = dict(place(draft, 3 * bound(draft)).offsets)
     assert replay(parse_model(write(draft, places))).faults == ()
-    cut = draft.cuts[1].tensor
+    (cut,) = draft.cuts[1].tensors
     first = next(o.outputs[0] for o in draft.operators if o.template == 1)  # of the first patch: the others read on
     places[first] = places[cut] + draft.nbytes(cut) - draft.nbytes(first)
     assert replay(parse_model(write(draft, places))).faults
@@ -320,8 +320,9 @@ def test_rows_die_towards_the_rows_that_are_born() -> None:
     x = net.conv(net.input(1, 16, 8, 4), 8, kernel=1)
     model = parse_model(net.build(net.conv(net.depthwise(net.conv(x, 48, kernel=1)), 8, kernel=1)))
     draft = lower(network_of(model), [Unit(0, 1, ()), Unit(1, 4, (0, 4, 8, 12, 16), upward=True)])
-    parts, upper = blocks(draft)
-    assert [[upper[name] for name in part.crossing] for part in parts] == [[True], [True, False], [False, True], [True]]
+    crossing = [sorted(end.upper for end in block.crossing.values()) for block in blocks(draft)]
+    assert crossing == [[True], [False, True], [False, True], [True]]
+    assert {end.distance for block in blocks(draft) for end in block.crossing.values()} == {0}
     whole = arena(model).head_bytes
     height = next(h for h in range(bound(draft), 2 * whole, 16) if not place(draft, h).failed)
     assert height == bound(draft) < whole

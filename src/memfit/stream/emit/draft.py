@@ -59,13 +59,14 @@ class NewOperator:
 
 
 class Cut(NamedTuple):
-    """A place between operators that a single tensor crosses."""
+    """A place between operators that only whole tensors cross."""
 
     position: int
     """Nodes before it."""
     operators: int
     """Operators of the new model before it."""
-    tensor: int
+    tensors: tuple[int, ...]
+    """Those that cross it."""
 
 
 @dataclass
@@ -82,9 +83,9 @@ class Draft:
     numbers: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
     parts: dict[tuple[int, Part], int] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
-    """Where one tensor alone lives on."""
-    upper: bool = True
-    """Whether the first of them lies at the upper end of the arena."""
+    """Where units of patches begin and end, and where one tensor alone lives on."""
+    upper: dict[int, bool] = field(default_factory=dict)
+    """By tensor that may cross a cut: whether it lies at the upper end of the arena, or at the lower one."""
 
     def keep(self, tensor: int) -> int:
         """Take a tensor of the old model over; -1 stays -1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from memfit.stream.emit.draft import Cut, Draft
 from memfit.stream.emit.nodes import IN_PLACE, Network, Node
@@ -13,24 +13,27 @@ CONCATENATED = 10
 
 
 def lower(network: Network, units: Sequence[Unit], *, upper: bool = True) -> Draft:
-    """Write all units, one after the other; `upper` says at which end of the arena the network's input lies."""
-    draft = Draft(network.model, upper=upper)
+    """Write all units, one after the other; `upper` says at which end of the arena the network's inputs lie."""
+    draft = Draft(network.model)
     for i in network.model.main.inputs:
-        draft.keep(i)
-    _cut(draft, network, 0)
+        draft.upper[draft.keep(i)] = upper
+    bounds = {position for unit in units if unit.cuts for position in (unit.begin, unit.end)}
+    _cut(draft, network, 0, bounds)
     for unit in units:
         lower_unit(draft, network, unit)
-        _cut(draft, network, unit.end)
+        for o in network.nodes[unit.end - 1].outputs:
+            draft.upper[draft.keep(o)] = unit.upward
+        _cut(draft, network, unit.end, bounds)
     for i in network.model.main.outputs:
         draft.keep(i)
     return draft
 
 
-def _cut(draft: Draft, network: Network, position: int) -> None:
-    """Note where a single value lives on."""
+def _cut(draft: Draft, network: Network, position: int, bounds: Container[int]) -> None:
+    """Note where patches begin or end, or a single value lives on."""
     live = network.live(position)
-    if len(live) == 1:
-        draft.cuts.append(Cut(position, len(draft.operators), draft.whole[live[0]]))
+    if len(live) == 1 or position in bounds:
+        draft.cuts.append(Cut(position, len(draft.operators), tuple(draft.whole[v] for v in live)))
 
 
 def lower_unit(draft: Draft, network: Network, unit: Unit) -> None:
@@ -79,7 +82,7 @@ def _plain(draft: Draft, network: Network, node: Node) -> None:
 
 
 def in_place(network: Network, node: Node) -> int | None:
-    """Give the input that an element-wise operator may write over: the last one made that nobody reads after it."""
+    """Give the input that an element-wise operator may write over: the first one made that nobody reads after it."""
     tensors = network.model.main.tensors
     if node.operator.name not in IN_PLACE or node.operator.is_custom:
         return None
@@ -89,4 +92,4 @@ def in_place(network: Network, node: Node) -> int | None:
         if network.last[i] == node.index and network.maker[i] >= 0
         and (tensors[i].shape, network.nbytes[i]) == (y.shape, network.nbytes[node.output])
     ]  # fmt: skip
-    return max(fitting, key=lambda i: network.maker[i], default=None)
+    return min(fitting, key=lambda i: network.maker[i], default=None)

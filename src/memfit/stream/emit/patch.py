@@ -30,7 +30,7 @@ class Unit(NamedTuple):
     cuts: tuple[int, ...]
     """Rows at which the output is cut, from 0 to its height; empty to run the one node as it is."""
     upward: bool = False
-    """The last rows first: what is read lies at the lower end of the arena, and what is made at the upper one."""
+    """What is made lies at the upper end of the arena, and patches begin with the last rows."""
     groups: int = 1
     """Groups of channels in which a 1 by 1 convolution and the depthwise one after it are computed."""
 
@@ -65,6 +65,7 @@ class Patch:
         self.draft, self.network, self.unit = draft, network, unit
         self.low, self.high, self.whole = low, high, whole
         self.nodes = network.nodes[unit.begin : unit.end]
+        self.over = overwritten(network, unit.begin, unit.end)
         self.makes = {node.output for node in self.nodes}
         self.readers: dict[int, list[Node]] = {}
         for node in self.nodes:
@@ -131,6 +132,8 @@ class Patch:
 
     def write(self) -> int:
         """Write the operators; gives the tensor of the output's rows."""
+        if self.over is not None:
+            self.draft.place(self.draft.keep(self.over), self.draft.keep(self.nodes[-1].output), 0)
         for i, need in self.needs.items():
             if i not in self.makes:
                 image = self.network.images[i]
@@ -291,8 +294,9 @@ class Patch:
     def _join(self, node: Node) -> Band:
         """Bring the inputs to the same rows and columns, with as few cuts as can be."""
         need, width = self.needs[node.output], self.network.images[node.output].width
-        shapes = {(band.start, band.end, band.columns) for i in node.inputs for band in self.bands[i]}
-        shapes.add((need.start, need.end, width))
+        shapes = {(need.start, need.end, width)}
+        if not self._overwrites(node):  # no row more than its own may be written then
+            shapes |= {(band.start, band.end, band.columns) for i in node.inputs for band in self.bands[i]}
         best: tuple[tuple[int, int], tuple[int, int, int]] | None = None
         for shape in shapes:
             start, end, columns = shape
@@ -345,12 +349,16 @@ class Patch:
                 axis = filter_axis if len(tensors[i].shape) == 4 else 0
                 inputs.append(draft.channels(i, Part(axis, *channels)))
         draft.run(node.operators[-1], inputs, [tensor], padding)
-        if node.operator.name in IN_PLACE:
-            for i, band in given.items():
-                if i in self.makes and self.readers[i][-1] is node and self._covers(band.tensor, tensor):
-                    draft.place(band.tensor, tensor, 0)
+        if node.operator.name in IN_PLACE and not self._overwrites(node):
+            for i in sorted(self.makes & given.keys(), key=self.network.maker.__getitem__, reverse=True):
+                if self.readers[i][-1] is node and self._covers(given[i].tensor, tensor):
+                    draft.place(given[i].tensor, tensor, 0)
                     break
         return out._replace(tensor=tensor)
+
+    def _overwrites(self, node: Node) -> bool:
+        """Tell whether a node writes over a value from before the unit."""
+        return self.over is not None and node is self.nodes[-1]
 
     def _result(self, node: Node, band: Band, channels: int | None) -> int:
         """Make the tensor of a node's band: the whole value's own, where that is what it holds."""
@@ -420,6 +428,21 @@ def pairs(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]
         )
         if alone and fits and len(readers) == 1 and second.rows is not None and second.rows.stride > 1:
             yield first, second
+
+
+def overwritten(network: Network, begin: int, end: int) -> int | None:
+    """Give the value from before a unit that its last node may write over, row by row: nobody else reads it then."""
+    last = network.nodes[end - 1]
+    if last.kind != JOIN or last.operator.name not in IN_PLACE:
+        return None
+    tensors, readers = network.model.main.tensors, network.nodes[begin : end - 1]
+    fitting = [
+        i for i in last.inputs
+        if 0 <= network.maker[i] < begin and network.last[i] == last.index
+        and not any(i in node.inputs for node in readers)
+        and (tensors[i].shape, network.nbytes[i]) == (tensors[last.output].shape, network.nbytes[last.output])
+    ]  # fmt: skip
+    return fitting[0] if len(last.inputs) > 1 and fitting else None
 
 
 def _is_point(node: Node) -> bool:

@@ -141,42 +141,62 @@ def _joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 # -- places -----------------------------------------------------------------------------------------------------------
 
 
+class End(NamedTuple):
+    """Where a tensor across a cut lies: so many bytes from one end of the arena."""
+
+    upper: bool
+    distance: int
+    size: int
+
+    def offset(self, height: int) -> int:
+        """Give its first byte in an arena of a height."""
+        return (height - self.distance - self.size) // ALIGNMENT * ALIGNMENT if self.upper else self.distance
+
+
 class Block(NamedTuple):
-    """What lives between two cuts that a single tensor crosses."""
+    """What lives between two cuts that only whole tensors cross."""
 
     buffers: tuple[Buffer, ...]
     """With the times of the block only."""
-    crossing: tuple[str, ...]
-    """Names of the buffers that cross a cut: they lie at one end of the arena."""
+    crossing: dict[str, End]
+    """By name of the buffers that cross a cut."""
 
 
-def ends(draft: Draft) -> dict[str, bool]:
-    """Tell for each tensor across a cut whether it lies at the upper end of the arena: they take turns."""
-    upper: dict[str, bool] = {}
-    for cut in draft.cuts:
-        upper.setdefault(str(draft.root(cut.tensor)[0]), draft.upper == (len(upper) % 2 == 0))
-    return upper
+def blocks(draft: Draft) -> list[Block]:
+    """Cut the packing problem at the cuts.
 
-
-def blocks(draft: Draft) -> tuple[list[Block], dict[str, bool]]:
-    """Cut the packing problem at the cuts; tell for each tensor across a cut whether it lies at the upper end.
-
-    These tensors lie at both ends of the arena in turn. Rows of one die towards the rows of the next that are being
-    born at the other end, so that what is free between them stays in one piece.
+    Tensors across a cut lie at the ends of the arena, so that what is free between them stays in one piece: at the end
+    that the draft says, in the lowest gap beside those that live there at the same time.
     """
     whole = buffers(draft)
-    by_name = {buffer.name: buffer for buffer in whole}
-    upper = ends(draft)
-    roots = [(0, ""), *((cut.operators, str(draft.root(cut.tensor)[0])) for cut in draft.cuts)]
-    roots.append((len(draft.operators), ""))
+    sizes = {buffer.name: buffer.size for buffer in whole}
+    ends: dict[str, End] = {}
     found = []
-    for (begin, before), (end, after) in pairwise(roots):
-        first = begin + 1 if before else 0
-        last = end + 1 if after else len(draft.operators) + 2
-        inside = [cut for buffer in whole if (cut := _clipped(buffer, first, last)) is not None]
-        crossing = tuple(dict.fromkeys(name for name in (before, after) if name in by_name))
-        found.append(Block(tuple(inside), crossing))
-    return found, upper
+    first, before = 0, frozenset[str]()
+    for cut in (*draft.cuts, None):
+        after: dict[str, bool] = {}
+        for tensor in cut.tensors if cut else ():
+            after.setdefault(str(draft.root(tensor)[0]), draft.upper[tensor])
+        together = before | after.keys()
+        for name, upper in after.items():
+            if name not in ends:
+                beside = sorted(ends[other][1:] for other in together if other in ends and ends[other].upper == upper)
+                ends[name] = End(upper, _gap(beside, sizes[name]), sizes[name])
+        end = cut.operators + 1 if cut and after else len(draft.operators) + 2
+        inside = [part for buffer in whole if (part := _clipped(buffer, first, end)) is not None]
+        found.append(Block(tuple(inside), {name: ends[name] for name in together}))
+        first, before = end, frozenset(after)
+    return found
+
+
+def _gap(taken: Iterable[tuple[int, int]], size: int) -> int:
+    """Find the lowest gap of a size between (first byte, bytes), in order."""
+    at = 0
+    for start, nbytes in taken:
+        if start - at >= size:
+            break
+        at = max(at, start + nbytes)
+    return at
 
 
 def _clipped(buffer: Buffer, first: int, end: int) -> Buffer | None:
@@ -200,16 +220,15 @@ class Places(NamedTuple):
 
 def bound(draft: Draft) -> int:
     """Give the most bytes in use at one time: no packing is lower."""
-    return max(Problem(block.buffers).lower_bound for block in blocks(draft)[0])
+    return max(Problem(block.buffers).lower_bound for block in blocks(draft))
 
 
 def place(draft: Draft, height: int) -> Places:
     """Find a place for every tensor within a height."""
-    parts, upper = blocks(draft)
     found: dict[str, int] = {}
     failed = []
-    for number, block in enumerate(parts):
-        packed = _packed(block, upper, height)
+    for number, block in enumerate(blocks(draft)):
+        packed = _packed(block, height)
         if packed is None:
             failed.append(number)
         else:
@@ -224,17 +243,16 @@ def place(draft: Draft, height: int) -> Places:
     return Places(places, height, ())
 
 
-def _packed(block: Block, upper: dict[str, bool], height: int) -> dict[str, int] | None:
+def _packed(block: Block, height: int) -> dict[str, int] | None:
     """Pack a block into a height, with what crosses its cuts at the ends."""
     if Problem(block.buffers).lower_bound > height:
         return None
     fixed = []
     for buffer in block.buffers:
-        offset = None
-        if buffer.name in block.crossing:
-            offset = (height - buffer.size) // ALIGNMENT * ALIGNMENT if upper[buffer.name] else 0
-            if offset < 0:
-                return None
+        end = block.crossing.get(buffer.name)
+        offset = None if end is None else end.offset(height)
+        if offset is not None and not 0 <= offset <= height - buffer.size:
+            return None
         fixed.append(Buffer(buffer.name, buffer.size, buffer.spans, alignment=ALIGNMENT, offset=offset))
     try:
         packing = pack(Problem(tuple(fixed)), capacity=height, nodes=NODES)

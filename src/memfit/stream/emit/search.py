@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from memfit.memory.tflm.builds import ALIGNMENT, EVAL_TENSOR, NODE, Build, align_up, build_named
@@ -20,7 +20,7 @@ from memfit.memory.tflm.operators import KERNELS
 from memfit.stream.emit.draft import Draft, NewOperator
 from memfit.stream.emit.lower import CONCATENATED, in_place, lower_unit
 from memfit.stream.emit.nodes import Network, Node
-from memfit.stream.emit.patch import CannotPatch, Patch, Unit, pairs
+from memfit.stream.emit.patch import CannotPatch, Patch, Unit, overwritten, pairs
 from memfit.stream.emit.place import found_uses
 
 LONGEST = 14
@@ -86,17 +86,17 @@ class Tails:
 
 
 class Choice(NamedTuple):
-    """The best way to one cut."""
+    """A way to one cut."""
 
     tail_bytes: int
     macs: int
     units: tuple[Unit, ...]
     upper: bool
-    """Whether the network's input lies at the upper end of the arena."""
-
-    def then(self, unit: Unit, tail_bytes: int, macs: int) -> Choice:
-        """Go on with another unit."""
-        return Choice(self.tail_bytes + tail_bytes, self.macs + macs, (*self.units, unit), self.upper)
+    """Whether the network's inputs lie at the upper end of the arena."""
+    ends: dict[int, bool]
+    """By value that crosses the cut: whether it lies at the upper end."""
+    base: bool
+    """The same of the largest value across the last cut where patches end, or which a single value crosses."""
 
 
 @dataclass
@@ -107,10 +107,12 @@ class Stretch:
     begin: int
     end: int
     inputs: tuple[int, ...]
+    over: int | None
+    """Input over which the output is written, row by row."""
     dying: tuple[int, ...]
-    """Inputs that nobody reads after it."""
+    """Other inputs that nobody reads after it."""
     standing_bytes: int
-    """Whole values that live across it, and inputs that live on."""
+    """Whole values that live across it, inputs that live on, and the one that is written over."""
     tails: Tails
     groups: int = 1
     costs: dict[tuple[int, int, int, int, bool], Cost | None] = field(default_factory=dict)
@@ -181,9 +183,12 @@ class Stretch:
         uses = found_uses(draft)
         count = len(draft.operators) + 2
         read = max(
-            time + 1
-            for time, operator in enumerate(draft.operators, 1)
-            if any(i >= 0 and draft.root(i)[0] in before for i in operator.inputs)
+            (
+                time + 1
+                for time, operator in enumerate(draft.operators, 1)
+                if any(i >= 0 and draft.root(i)[0] in before for i in operator.inputs)
+            ),
+            default=0,
         )
         made, garbage = count, 0
         own = []
@@ -191,6 +196,8 @@ class Stretch:
             first, end = min(use.first for use in spans), max(use.end for use in spans)
             if root in before:
                 continue
+            if root == output and self.over is not None:
+                continue  # it takes no bytes of its own
             if root == output:
                 made = first
                 garbage = max(use.high for use in spans) - high * row_bytes
@@ -219,6 +226,10 @@ def macs_of(network: Network, draft: Draft) -> int:
     return total
 
 
+def _cost(choice: Choice) -> tuple[int, int]:
+    return choice.tail_bytes, choice.macs
+
+
 GROUPS = (1, 2, 3, 4, 6, 8)
 """Groups of channels that are tried."""
 
@@ -230,13 +241,11 @@ class Search:
         self.network = network
         self.tails = Tails(network, build_named(build))
         self.count = len(network.nodes)
+        macs = [node.macs for node in network.nodes]
+        self.macs_after = [*accumulate(reversed(macs), initial=0)][::-1]
+        """By cut, the multiply-accumulates of all nodes after it."""
         self.live = [network.live(position) for position in range(self.count + 1)]
         self.plain_bytes = [self._plain(node) for node in network.nodes]
-        self.turns = [
-            len(self.live[node.index + 1]) == 1 and self.live[node.index] != [in_place(network, node)]
-            for node in network.nodes
-        ]
-        """By node: whether, run by itself, it leaves its output at the other end of the arena."""
         self.stretches = list(self._stretches())
         self.by_end: dict[int, list[Stretch]] = {}
         for stretch in self.stretches:
@@ -255,26 +264,27 @@ class Search:
     def _stretches(self) -> Iterator[Stretch]:
         network = self.network
         for begin in range(self.count):
-            if len(self.live[begin]) != 1:
-                continue
             for end in range(begin + 1, min(begin + LONGEST, self.count) + 1):
                 node = network.nodes[end - 1]
                 if node.kind is None:
                     break
                 crossing = [v for v in self.live[end] if network.maker[v] >= begin]
-                if crossing != [node.output] or len(self.live[end]) != 1:
+                if crossing != [node.output]:
                     continue
                 inputs = tuple(
                     dict.fromkeys(i for n in network.nodes[begin:end] for i in n.inputs if network.maker[i] < begin)
                 )
-                dying = tuple(i for i in inputs if network.last[i] < end)
+                over = overwritten(network, begin, end)
+                dying = tuple(i for i in inputs if network.last[i] < end and i != over)
                 standing = [v for v in self.live[begin] if v not in dying]
                 waiting = sum(network.nbytes[v] for v in standing)
                 grouped = any(pairs(network, network.nodes[begin:end]))
                 for groups in GROUPS if grouped else GROUPS[:1]:
-                    yield Stretch(network, begin, end, inputs, dying, waiting, self.tails, groups)
+                    yield Stretch(network, begin, end, inputs, over, dying, waiting, self.tails, groups)
 
-    def best(self, height: int, margins: Mapping[Unit, int] | None = None) -> Choice | None:
+    def best(
+        self, height: int, margins: Mapping[Unit, int] | None = None, most_macs: int | None = None
+    ) -> Choice | None:
         """Find the units with the smallest tail of all whose tensors in use never need more than `height` bytes.
 
         None if there are none.
@@ -282,31 +292,80 @@ class Search:
         Args:
             height: of the head, in bytes.
             margins: bytes that a unit must stay below it, by the unit without its cuts.
+            most_macs: multiply-accumulates that the units may take; None for any number.
         """
         margins = margins or {}
-        # By cut: the best way to it with the value that crosses it at the lower end of the arena, and at the upper.
-        found: list[list[Choice | None]] = [[None, None] for _ in range(self.count + 1)]
-        found[0] = [Choice(0, 0, (), upper=False), Choice(0, 0, (), upper=True)]
+        # By cut: the ways to it that may still be the best, by where what was made last lies.
+        found: list[dict[bool, list[Choice]]] = [{} for _ in range(self.count + 1)]
+        for upper in (False, True):
+            found[0][upper] = [Choice(0, 0, (), upper, dict.fromkeys(self.live[0], upper), upper)]
         for end in range(1, self.count + 1):
+            ways: dict[bool, list[Choice]] = {False: [], True: []}
             node = self.network.nodes[end - 1]
+            if self.plain_bytes[end - 1] <= height:
+                for before in chain.from_iterable(found[end - 1].values()):
+                    for upper in self._sides_alone(node, before):
+                        unit = Unit(end - 1, end, (), upper)
+                        ways[upper].append(self._then(before, unit, self.alone[end - 1], node.macs))
             for upper in (False, True):
-                way: Choice | None = None
-                before = found[end - 1][upper != self.turns[end - 1]]
-                if before is not None and self.plain_bytes[end - 1] <= height:
-                    way = before.then(Unit(end - 1, end, ()), self.alone[end - 1], node.macs)
-                for stretch in self.by_end.get(end, ()):
-                    before = found[stretch.begin][not upper]
-                    inside = range(stretch.begin, end)
-                    if before is None or all(self.plain_bytes[k] <= height for k in inside):
+                ways[upper] = self._pruned(ways[upper], end, most_macs)
+            for stretch in self.by_end.get(end, ()):
+                if all(self.plain_bytes[k] <= height for k in range(stretch.begin, end)):
+                    continue
+                for upper in (False, True):
+                    befores = [
+                        before
+                        for before in chain.from_iterable(found[stretch.begin].values())
+                        if upper in self._sides(stretch, before)
+                    ]
+                    if not befores:
                         continue
                     margin = margins.get(Unit(stretch.begin, end, (), upper, stretch.groups), 0)
-                    spare = None if way is None else way.tail_bytes - before.tail_bytes
+                    least = min(before.tail_bytes for before in befores)
+                    spare = None
+                    if ways[upper] and most_macs is None:
+                        spare = ways[upper][0].tail_bytes - least
                     patched = self._patched(stretch, height - margin, spare, upward=upper)
                     if patched is not None:
-                        other = before.then(*patched)
-                        way = other if way is None else min(way, other)
-                found[end][upper] = way
-        return min((way for way in found[self.count] if way is not None), default=None)
+                        ways[upper] += [self._then(before, *patched) for before in befores]
+                        ways[upper] = self._pruned(ways[upper], end, most_macs)
+            found[end] = ways
+        return min(chain.from_iterable(found[self.count].values()), key=_cost, default=None)
+
+    def _then(self, before: Choice, unit: Unit, tail_bytes: int, macs: int) -> Choice:
+        """Go on with another unit."""
+        live, nbytes = self.live[unit.end], self.network.nbytes
+        ends = {v: before.ends.get(v, unit.upward) for v in live}
+        base = before.base
+        if live and (unit.cuts or len(live) == 1):
+            base = ends[max(live, key=nbytes.__getitem__)]
+        units = (*before.units, unit)
+        return Choice(before.tail_bytes + tail_bytes, before.macs + macs, units, before.upper, ends, base)
+
+    def _pruned(self, ways: list[Choice], end: int, most_macs: int | None) -> list[Choice]:
+        """Leave the ways that no other beats: in the tail, or in tail or work where that is bounded."""
+        if most_macs is None or len(ways) < 2:
+            ways = [min(ways, key=_cost)] if ways else []
+        found: list[Choice] = []
+        for way in sorted(ways, key=_cost):
+            if most_macs is not None and way.macs + self.macs_after[end] > most_macs:
+                continue
+            if not found or way.macs < found[-1].macs:
+                found.append(way)
+        return found
+
+    def _sides_alone(self, node: Node, before: Choice) -> tuple[bool, ...]:
+        """Tell at which end of the arena a node's output may lie when it runs by itself."""
+        over = in_place(self.network, node)
+        return (before.ends[over],) if over is not None else (not before.base,)
+
+    def _sides(self, stretch: Stretch, before: Choice) -> tuple[bool, ...]:
+        """Tell at which end a unit's output may lie: not where most of what dies in it does."""
+        if stretch.over is not None:
+            return (before.ends[stretch.over],)
+        if not stretch.dying:
+            return (False, True)
+        return (not before.ends[max(stretch.dying, key=self.network.nbytes.__getitem__)],)
 
     def _alone(self, node: Node) -> int:
         draft = Draft(self.network.model)
@@ -372,7 +431,7 @@ class Search:
             if after is None:
                 return None
             afterwards = self._waiting(stretch, after, following, upward=upward)
-        row_bytes = network.nbytes[output] / rows
+        row_bytes = network.nbytes[output] / rows if stretch.over is None else 0.0
         for (reads, writes), own in cost.head_bytes.items():
             total = stretch.standing_bytes + own + (reading if reads else afterwards)
             total += row_bytes * (done + count) + cost.garbage_bytes if writes else row_bytes * done
