@@ -194,12 +194,13 @@ class Stream(Result):
     """Plans that no other beats in both: `extra_macs`, `extra_macs_share`, `peak_bytes`, and `fed_peak_bytes` and
     `resident_peak_bytes`: the peak with an input fed row by row, and with one that is whole in memory."""
     operators: tuple[dict[str, Any], ...] = ()
-    """As they are done, some more than once: `name`, `type`, and `index` in the network as it was given. Rows count in
-    these."""
+    """As they are done, some more than once: `name`, `type`, `index` in the network as it was given, `inputs` and
+    `output` by their index among the buffers, and the `rows` and, per stripe, `columns` that are computed of it."""
     buffers: tuple[dict[str, Any], ...] = ()
-    """The arena: `tensor` and its `index`; `kind`: a `line` buffer, a `whole` value, `sums`, or a `channel` of scratch;
-    `segment`, `stripe`, `rows` and `columns` that it holds; `offset`, `nbytes`; and `alive`: lists of a first step,
-    one past the last, and the bytes that live then: where they begin in the buffer and how many they are."""
+    """The arena: `tensor` and its `index`, another for each time that it is made; `kind`: a `line` buffer, a `whole`
+    value, `sums`, or a `channel` of scratch; `segment`, `stripe`, `rows` and `columns` that it holds; `offset`,
+    `nbytes`; and `alive`: lists of a first step, one past the last, and the bytes that live then: where they begin in
+    the buffer and how many they are."""
     boards: tuple[dict[str, Any], ...] = ()
     """Known boards: `name`, `ram_bytes`, `fits`, `short_bytes` and `fitted_before`."""
     plain: tuple[dict[str, Any], ...] = ()

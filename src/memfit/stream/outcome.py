@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from memfit.analysis.result import Stream
@@ -16,7 +17,7 @@ from memfit.plan.network import limits_of, operator_names
 from memfit.stream.choose import CAP, within
 from memfit.stream.layout import SegmentLayout, line_name, scratch_name, sums_name, value_name
 from memfit.stream.network import StreamNetwork, network_of
-from memfit.stream.plan import StreamPlan, plan_stream
+from memfit.stream.plan import StreamPlan, better, plan_stream
 from memfit.targets import load
 from memfit.units import format_bytes, format_limit
 
@@ -24,6 +25,7 @@ FED = "the input is fed row by row and is never whole in memory"
 SEGMENT, FRONT = "segment", "front"
 """What rows may be."""
 RESIDENT = "the input is whole in memory from the start"
+TAKEN = "the input is taken whole before anything is computed: here that needs less than feeding it row by row"
 
 
 def stream_network(
@@ -72,10 +74,16 @@ def stream_network(
             received=", ".join(sorted({op.kind for op in network.ops})[:6]) or "no operations",
             todo="memfit plan packs networks of any kind",
         )
-    both = {
-        way: plan_stream(network, max_extra_macs=max_extra_macs, max_peak_bytes=limits.ram, resident=way, passes=passes)
-        for way in (False, True)
-    }
+
+    def planned(share: float) -> dict[bool, StreamPlan]:
+        """Plan with the input fed (False) and resident (True)."""
+        found = {
+            way: plan_stream(network, max_extra_macs=share, max_peak_bytes=limits.ram, resident=way, passes=passes)
+            for way in (False, True)
+        }
+        return found | {False: better(found[False], found[True], limits.ram)}  # what is fed may be taken whole at first
+
+    both = planned(max_extra_macs)
     plan = both[resident]
     front = _front(both, network.macs, resident=resident)
     before, names = _before(graph, network, plan), operator_names(graph, network.model)
@@ -115,7 +123,7 @@ def stream_network(
         device="cpu",
         rows=rows if per == SEGMENT else tuple({"name": f"{p['extra_macs_share']:.2%}", **p} for p in front),
         totals=totals,
-        notes=tuple(_notes(plan, network, graph)),
+        notes=tuple(_notes(plan, network, graph, resident=resident)),
         environment={},
         settings={
             "max_extra_macs": max_extra_macs,
@@ -125,7 +133,7 @@ def stream_network(
             "target": limits.target.key if limits.target else None,
         },
         front=front,
-        operators=tuple({"name": names[op.origin], "type": op.kind, "index": op.origin} for op in plan.network.ops),
+        operators=_operators(plan, names),
         buffers=_buffers(plan),
         boards=tuple(
             {
@@ -143,7 +151,7 @@ def stream_network(
             for op in network.ops
             if op.reason is not None
         ),
-        advice=_advice(network, plan, totals, max_extra_macs, passes),
+        advice=_advice(totals, front, max_extra_macs, lambda share: planned(share)[resident]),
     )
     return result, plan
 
@@ -154,6 +162,7 @@ def _front(both: dict[bool, StreamPlan], macs: int, *, resident: bool) -> tuple[
     for extra in sorted({choice.extra_macs for plan in both.values() for choice in plan.front}):
         best = {way: within(plan.front, extra_macs=extra) for way, plan in both.items()}
         fed, whole = (None if (choice := best[way]) is None else choice.peak_bytes for way in (False, True))
+        fed = min((peak for peak in (fed, whole) if peak is not None), default=None)
         found.append(
             {
                 "extra_macs": extra,
@@ -220,6 +229,23 @@ def _row(plan: StreamPlan, layout: SegmentLayout, before: list[int], names: list
     }
 
 
+def _operators(plan: StreamPlan, names: list[str]) -> tuple[dict[str, Any], ...]:
+    """Describe what is done, in order, and the columns that each stripe makes of it."""
+    return tuple(
+        {
+            "name": names[op.origin],
+            "type": op.kind,
+            "index": op.origin,
+            "inputs": list(op.inputs),
+            "output": op.output,
+            "rows": at.rows.get(op.output, 0),
+            "columns": [list(span) for span in at.columns.get(op.output, ())],
+        }
+        for at in plan.segments
+        for op in plan.network.ops[at.segment.begin : at.segment.end]
+    )
+
+
 def _buffers(plan: StreamPlan) -> tuple[dict[str, Any], ...]:
     """Describe what is in the arena: where it lies, when it lives, and which rows and columns of what it holds."""
     values = plan.network.values
@@ -270,23 +296,23 @@ def _name(first: str, last: str | None) -> str:
     return f"{first} … {'.'.join(theirs[shared:])}"
 
 
-def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph) -> list[str]:
+def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph, *, resident: bool) -> list[str]:
     notes = [NOTE] if network.estimated else []
-    notes.append(RESIDENT if plan.resident else FED)
+    notes.append(FED if not plan.resident else RESIDENT if resident else TAKEN)
     if plan.passes > 1 and not plan.resident:
         notes.append(
             f"its rows are read {plan.passes} times, once per stripe and pass: from flash, a file or a sensor that can "
             "be read again; --input-passes 1 reads them once"
         )
     notes.append("weights stay in flash; the stack and the program that runs the plan need RAM of their own")
-    packing = plan.arena.packing
-    if not packing.optimal:
-        notes.append(f"the arena is {format_bytes(packing.height - packing.lower_bound)} above the most bytes live")
+    packing, live = plan.arena.packing, max((at.segment.peak_bytes for at in plan.segments), default=0)
+    if packing.height > live:
+        notes.append(f"the arena is {format_bytes(packing.height - live)} above the most bytes live")
     return [*notes, *packing.notes, *graph.notes]
 
 
 def _advice(
-    network: StreamNetwork, plan: StreamPlan, totals: dict[str, Any], share: float, passes: int | None
+    totals: dict[str, Any], front: Sequence[dict[str, Any]], share: float, planned: Callable[[float], StreamPlan]
 ) -> tuple[str, ...]:
     """Say how far an impossible target is, what stands in the way, and whether more work would do."""
     limit = totals["limit_bytes"]
@@ -295,15 +321,15 @@ def _advice(
     short = format_bytes(totals["peak_bytes"] - limit)
     asked = f"at most {100 * share:.4g}% extra MACs"
     far = f"{short} too much for {format_limit(limit)}, at {totals['peak_at']}, with {asked}"
-    least = plan.front[-1]
-    enough = next((choice for choice in plan.front if choice.peak_bytes <= limit), None)
+    reached = (point["extra_macs"] for point in front if point["peak_bytes"] and point["peak_bytes"] <= limit)
+    enough = next(reached, None)
     if enough is None:
         bound = f"{100 * max(CAP, share):.4g}%"
-        lowest = format_bytes(least.peak_bytes)
-        return far, f"no plan with at most {bound} extra MACs goes below {lowest}: a smaller input or network would"
-    for choice in dict.fromkeys((enough, least)):  # the peaks of a front are not packed yet
-        more = math.ceil(1000 * choice.extra_macs / network.macs) / 1000
-        tried = plan_stream(network, max_extra_macs=more, max_peak_bytes=limit, resident=plan.resident, passes=passes)
+        least = format_bytes(front[-1]["peak_bytes"])
+        return far, f"no plan with at most {bound} extra MACs goes below {least}: a smaller input or network would"
+    for extra in sorted({enough, front[-1]["extra_macs"]}):  # the peaks of a front are not packed yet
+        more = math.ceil(1000 * extra / totals["macs"]) / 1000
+        tried = planned(more)
         if tried.met:
             return far, f"--max-extra-macs {more:.1%} would reach {format_bytes(tried.peak_bytes)}"
     return far, f"the lowest that more work packs to is {format_bytes(tried.peak_bytes)}"

@@ -92,7 +92,7 @@ def plan_stream(
         if best is not None and max_peak_bytes is None and best.peak_bytes <= choice.peak_bytes:
             break
         plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1] if trial < TRIES - 1 else HEIGHTS)
-        best = plan if best is None else _better(best, plan, max_peak_bytes)
+        best = plan if best is None else better(best, plan, max_peak_bytes)
         near = [at.segment for at in plan.segments[: plan.arena.stuck + 1] if at.segment.overlaps]
         if plan.arena.packing.optimal or not near or (max_peak_bytes is not None and plan.met):
             break
@@ -103,7 +103,7 @@ def plan_stream(
         for choice in easier[-2 :: -max(len(easier) // TRIES, 1)]:
             if choice.peak_bytes < best.peak_bytes:
                 plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1])
-                best = _better(best, plan, max_peak_bytes)
+                best = better(best, plan, max_peak_bytes)
     return best
 
 
@@ -137,7 +137,8 @@ def _candidate(front: Sequence[Choice], limit: int, peak: int | None) -> Choice:
     return allowed[-1] if met is None else met
 
 
-def _better(a: StreamPlan, b: StreamPlan, peak: int | None) -> StreamPlan:
+def better(a: StreamPlan, b: StreamPlan, peak: int | None) -> StreamPlan:
+    """Take the plan with the lower peak or, where both are within one that was asked for, with less work."""
     if peak is not None and a.met != b.met:
         return a if a.met else b
     if peak is not None and a.met:
