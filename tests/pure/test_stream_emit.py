@@ -359,11 +359,13 @@ def test_a_patched_file_is_planned_and_patched_again() -> None:
     assert again.arena.smallest_bytes <= first.arena.smallest_bytes
 
 
-def test_no_more_work_than_is_allowed() -> None:
+def test_less_work_takes_more_memory_and_never_more_work_than_is_allowed() -> None:
     model = parse_model(models.resnet("INT16"))
-    free, bounded = emit(model), emit(model, max_extra_macs=0.05)
-    assert free.extra_share > 0.05 >= bounded.extra_share
-    assert free.arena.smallest_bytes < bounded.arena.smallest_bytes <= bounded.plan.arena.smallest_bytes
+    shares = (0.2, 0.1, 0.03, 0.0)
+    found = [emit(model, max_extra_macs=share) for share in shares]
+    assert all(patched.extra_share <= share for patched, share in zip(found, shares, strict=True))
+    assert all(a.arena.smallest_bytes < b.arena.smallest_bytes for a, b in pairwise(found))
+    assert [len(patched.units) > 0 for patched in found] == [True, True, True, False]
 
 
 # -- command line and errors ------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def emit(
     network = network_of(model)
     macs = network_macs(network)
     reason = _why_not(model)
-    found = None if reason else _search(network, plan, macs * (1 + max_extra_macs), heights, say)
+    found = None if reason else _search(network, plan, int(macs * (1 + max_extra_macs)), heights, say)
     if found is None:
         data = planned_file(plan)
         reason = f"{reason or NOTHING_SAVED}; the file is as memfit plan writes it"
@@ -172,7 +172,7 @@ def network_macs(network: Network) -> int:
 
 
 def _search(
-    network: Network, plan: ArenaPlan, most_macs: float, heights: Sequence[int] | None, say: Progress
+    network: Network, plan: ArenaPlan, most_macs: int, heights: Sequence[int] | None, say: Progress
 ) -> _File | None:
     """Try heights from that of the plan downwards, then finer around the best; every promising choice is packed."""
     search = Search(network)
@@ -189,10 +189,12 @@ def _search(
         margins: dict[Unit, int] = {}
         for _ in range(_REPAIRS):
             choice = search.best(height, margins)
+            if choice is not None and choice.macs > most_macs:
+                choice = search.best(height, margins, most_macs)
             estimate = 1 << 62 if choice is None else height + choice.tail_bytes
             tried.setdefault(height, estimate)
             limit = min(best.smallest_bytes if best else 1 << 62, plan.arena.smallest_bytes)
-            if choice is None or choice.macs > most_macs or estimate > limit:
+            if choice is None or estimate > limit:
                 return
             made = _file(network, choice, height)
             if isinstance(made, _File):
