@@ -324,6 +324,38 @@ def drawn(seed: int) -> bytes:
     return net.finish(*dict.fromkeys([*outputs, x]))
 
 
+def hourglass(seed: int) -> bytes:
+    """A small network drawn at random that narrows and widens again, with skips from each level to its like."""
+    pick = random.Random(seed)
+    net = StreamNet(seed)
+    x = net.image(pick.randint(12, 20), pick.randint(12, 20), pick.randint(1, 3))
+    skips = []
+    for _ in range(pick.randint(2, 3)):
+        for _ in range(pick.randint(1, 2)):
+            x = pick.choice((_conv_alike, _conv_alike, _depthwise_alike, _excite))(net, x, pick)
+        skips.append(x)
+        x = net.pool(x, "MAX", 2, 2, SAME) if pick.random() < 0.5 else net.conv(x, pick.randint(2, 5), 3, 2)
+    x = _conv_alike(net, x, pick)
+    for skip in reversed(skips):
+        _, height, width, channels = net.shape(skip)
+        x = net.resize(net.conv(x, channels), height, width, bilinear=pick.random() < 0.5)
+        x = net.sum(x, skip) if pick.random() < 0.5 else net.join(skip, x)
+        x = _conv_alike(net, x, pick)
+    return net.finish(x if pick.random() < 0.7 else net.mean(x))
+
+
+def _conv_alike(net: StreamNet, x: int, pick: random.Random) -> int:
+    return net.conv(x, pick.randint(2, 6), pick.choice((1, 3)), activation="relu")
+
+
+def _depthwise_alike(net: StreamNet, x: int, pick: random.Random) -> int:
+    return net.depthwise(x, pick.choice((3, 5)))
+
+
+def _excite(net: StreamNet, x: int, pick: random.Random) -> int:
+    return net.excite(x, pick.randint(1, 2))
+
+
 def _conv(net: StreamNet, x: int, pick: random.Random) -> int:
     kernel, dilation = pick.choice((1, 2, 3, 5)), pick.choice((1, 1, 2))
     fits = (kernel - 1) * dilation < min(net.shape(x)[1:3])

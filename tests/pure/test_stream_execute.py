@@ -23,7 +23,7 @@ from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.kernels import Interpreter
 from memfit.kernels.kernel import Array
 from memfit.packing import Buffer, violations
-from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records, verify
+from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records, skips, verify
 from memfit.stream.layout import lay_out, line_name, sums_name, value_name
 from memfit.stream.padding import fold_padding
 from memfit.stream.recompute import reordered
@@ -196,6 +196,46 @@ def test_a_padded_image_is_never_kept() -> None:
     network = records(model)
     assert best(network, 0).peak_bytes == 3 * 8 * 4 + 8 * 8 * 2
     assert together(network).peak_bytes == 3 * 10 * 4 + 8 * 4 + 8 * 8 * 2
+
+
+def test_a_skip_connection_is_computed_again() -> None:
+    """The largest image of a U-Net, half of what lives, waits for its end; made by a tenth of the work."""
+    model = parse_model(stream_nets.unet(64, 8, 3))
+    network, given = records(model), values(model)
+    expected = Interpreter(model).run(given)
+    kept, again, more = (best(network, share) for share in (0, 0.1, 0.25))
+    assert kept.peak_bytes > 64 * 64 * 8 + 32 * 32 * 16
+    assert again.peak_bytes < kept.peak_bytes - 0.9 * 64 * 64 * 8
+    assert more.peak_bytes < 0.5 * kept.peak_bytes
+    first = network.ops[0].macs + network.ops[1].macs
+    assert [op.origin for op in again.network.ops if op.index >= 23] == [0, 1, *range(23, 27)]
+    assert again.extra_macs == first
+    for plan in (kept, again, more):
+        agrees(plan, given, expected)
+        assert sum(at.segment.extra_macs for at in plan.segments) == plan.extra_macs
+    assert (kept.passes, again.passes) == (1, 2)
+    once = plan_stream(network, max_extra_macs=0.1, passes=1)  # of the second image, from the first
+    assert (once.passes, once.extra_macs) == (1, network.ops[3].macs + network.ops[4].macs)
+    agrees(once, given, expected)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_is_computed_again_is_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any size, here."""
+    monkeypatch.setattr(skips, "SHARE", 1 << 40)
+    monkeypatch.setattr(skips, "MOST", 1)
+    model = parse_model(stream_nets.hourglass(seed))
+    network, given = fold_padding(records(model)), values(model, seed)
+    resident = seed % 3 == 0
+    found = skips.Variants(network, 2.0, resident=resident)
+    ways = [choice for choice in found.front if choice.variant]
+    for choice in ways[:1] + ways[1:][-1:]:
+        executed = reordered(found.segments(choice).network, choice.order)
+        arena = lay_out(Segments(executed, resident=resident), choice.segments)
+        assert arena.problem.lower_bound == choice.peak_bytes
+        plan = StreamPlan(executed, resident, arena, choice.extra_macs, network.macs, (), True)
+        agrees(plan, given, Interpreter(model).run(given))
+        assert sum(at.segment.extra_macs for at in plan.segments) == plan.extra_macs
 
 
 @pytest.mark.parametrize("kind", ["INT16", "FLOAT32"])

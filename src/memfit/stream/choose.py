@@ -29,6 +29,8 @@ class Choice:
     """Their operations are places in `order`."""
     order: tuple[int, ...]
     """The network's operations as they are done; some more than once."""
+    variant: int = 0
+    """Which way to write the network it is of: 0 for as it was given; see `skips`."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,23 @@ class Choices:
     Args:
         segments: of the network.
         cap: largest share of extra multiply-accumulates.
+        repeats: operations that the network does once more, which is extra work as it stands.
+        below: give only ways that need less bytes.
     """
 
-    def __init__(self, segments: Segments, cap: float = CAP) -> None:
+    def __init__(
+        self, segments: Segments, cap: float = CAP, *, repeats: Collection[int] = (), below: int | None = None
+    ) -> None:
         self.segments = segments
-        self.limit_macs = int(cap * segments.network.macs)
+        self.repeats = {index: segments.ops[index].macs for index in repeats}
+        """Operation that is done once more → its multiply-accumulates."""
+        spent = sum(self.repeats.values())
+        self.limit_macs = int(cap * (segments.network.macs - spent)) - spent
         self._passes = passes_of(segments)
         # Stripes and passes only add work: what they are for is a lower peak than without.
-        steps = steps_of(segments, self._passes, self.limit_macs, _without_work(segments) + 1, STRIPES)
+        bound = _without_work(segments) + 1
+        bound = bound if below is None else min(bound, below)
+        steps = steps_of(segments, self._passes, self.limit_macs, bound, STRIPES)
         found: dict[Place, list[Step]] = {}
         for target, step in steps:
             found.setdefault(target, []).append(step)
@@ -77,7 +88,7 @@ class Choices:
                 inputs.
         """
         front = self._best(apart)
-        return [_choice(front, way) for way in range(len(front.peak))]
+        return [self._choice(front, way) for way in range(len(front.peak))]
 
     def _best(self, apart: Collection[tuple[int, ...]]) -> _Front:
         """Find the best ways to the end of a network."""
@@ -97,6 +108,23 @@ class Choices:
             fronts[target] = {reads: _joined(ways, self.limit_macs) for reads, ways in found.items()}
         ends = fronts.get((self.segments.count, 0), {})
         return _joined([(_STAY, front) for front in ends.values()], self.limit_macs)
+
+    def _choice(self, front: _Front, way: int) -> Choice:
+        peak, extra = int(front.peak[way]), int(front.extra[way])
+        runs: list[Run] = []
+        while front.steps:
+            step, source = front.steps[front.step[way]]
+            way, front = int(front.before[way]), source
+            runs += reversed(step.runs)
+        segments: list[Segment] = []
+        order: list[int] = []
+        for run in reversed(runs):
+            begin = len(order)
+            order += run.ops
+            repeated = sum(self.repeats.get(index, 0) for index in run.ops)
+            work = run.segment.extra_macs + repeated
+            segments.append(replace(run.segment, begin=begin, end=len(order), extra_macs=work))
+        return Choice(peak, extra + sum(self.repeats.values()), tuple(segments), tuple(order))
 
 
 def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
@@ -149,22 +177,6 @@ _START = _Front(_ONE, _ONE, _ONE, (), _ONE, _ONE)
 """The way of no steps."""
 _STAY = Step((0, 0), (), 0, 0, 0, 0)
 """The step to where one is."""
-
-
-def _choice(front: _Front, way: int) -> Choice:
-    peak, extra = int(front.peak[way]), int(front.extra[way])
-    runs: list[Run] = []
-    while front.steps:
-        step, source = front.steps[front.step[way]]
-        way, front = int(front.before[way]), source
-        runs += reversed(step.runs)
-    segments: list[Segment] = []
-    order: list[int] = []
-    for run in reversed(runs):
-        begin = len(order)
-        order += run.ops
-        segments.append(replace(run.segment, begin=begin, end=len(order)))
-    return Choice(peak, extra, tuple(segments), tuple(order))
 
 
 def within(front: Sequence[Choice], *, extra_macs: int | None = None, peak_bytes: int | None = None) -> Choice | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memfit.stream.choose import CAP, Choice, Choices, within
+from memfit.stream.choose import CAP, Choice, within
 from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out, value_name
 from memfit.stream.network import StreamNetwork
 from memfit.stream.padding import fold_padding
 from memfit.stream.recompute import reordered
 from memfit.stream.segments import Segment, Segments
+from memfit.stream.skips import Order, Variants
 
 TRIES = 8
 """Choices that are packed, where the first ones do not pack to their bound."""
@@ -82,40 +83,41 @@ def plan_stream(
     """
     network = fold_padding(network)
     limit = int(max_extra_macs * network.macs)
-    found = Choices(Segments(network, resident=resident, passes=passes), max(CAP, max_extra_macs))
-    front = tuple(found.front())
+    found = Variants(network, max(CAP, max_extra_macs), resident=resident, passes=passes)
+    front = tuple(found.front)
     best: StreamPlan | None = None
-    apart: set[tuple[int, ...]] = set()
+    apart: set[tuple[int, Order]] = set()
     """Segments whose output cannot take its input's room: this was in the way of a packing."""
     for trial in range(TRIES):
-        choice = _candidate(found.front(apart) if apart else front, limit, max_peak_bytes)
+        choice = _candidate(found.without(apart) if apart else front, limit, max_peak_bytes)
         if best is not None and max_peak_bytes is None and best.peak_bytes <= choice.peak_bytes:
             break
-        plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1] if trial < TRIES - 1 else HEIGHTS)
+        plan = _packed(found, front, choice, max_peak_bytes, HEIGHTS[:1] if trial < TRIES - 1 else HEIGHTS)
         best = plan if best is None else better(best, plan, max_peak_bytes)
         near = [at.segment for at in plan.segments[: plan.arena.stuck + 1] if at.segment.overlaps]
         if plan.arena.packing.optimal or not near or (max_peak_bytes is not None and plan.met):
             break
-        apart.add(choice.order[near[-1].begin : near[-1].end])
+        apart.add((choice.variant, choice.order[near[-1].begin : near[-1].end]))
     assert best is not None
     easier = [c for c in front if c.extra_macs <= limit and c.peak_bytes < best.peak_bytes]
     if max_peak_bytes is None and easier[:-1]:  # what takes less work may be easier to pack
         for choice in easier[-2 :: -max(len(easier) // TRIES, 1)]:
             if choice.peak_bytes < best.peak_bytes:
-                plan = _packed(found.segments, front, choice, max_peak_bytes, HEIGHTS[:1])
+                plan = _packed(found, front, choice, max_peak_bytes, HEIGHTS[:1])
                 best = better(best, plan, max_peak_bytes)
     return best
 
 
 def _packed(
-    given: Segments, front: tuple[Choice, ...], choice: Choice, peak: int | None, heights: Sequence[float]
+    found: Variants, front: tuple[Choice, ...], choice: Choice, peak: int | None, heights: Sequence[float]
 ) -> StreamPlan:
     """Pack a choice."""
+    given = found.segments(choice)
     executed = reordered(given.network, choice.order)
     segments = Segments(executed, resident=given.resident, passes=given.passes)
     arena = lay_out(segments, _simpler(segments, choice), heights)
     met = peak is None or arena.packing.height <= peak
-    return StreamPlan(executed, given.resident, arena, choice.extra_macs, given.network.macs, front, met)
+    return StreamPlan(executed, given.resident, arena, choice.extra_macs, found.network.macs, front, met)
 
 
 def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
@@ -124,7 +126,8 @@ def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
     for segment in choice.segments:
         if segment.overlaps:
             rivals = segments.ending(segment.end, 0, choice.peak_bytes + 1, 1)
-            found.append(next((r for r in rivals if r.begin == segment.begin and not r.overlaps), segment))
+            rival = next((r for r in rivals if r.begin == segment.begin and not r.overlaps), segment)
+            found.append(replace(rival, extra_macs=segment.extra_macs))
         else:
             found.append(segment)
     return found
