@@ -13,7 +13,7 @@ import stream_nets
 
 import memfit
 from memfit.analysis.result import Stream
-from memfit.errors import UsageError
+from memfit.errors import SourceError, UsageError
 from memfit.report import RENDERERS, png, table
 from memfit.report.stream import _points, lines
 from memfit.units import format_bytes
@@ -186,3 +186,24 @@ def test_a_network_without_images_is_refused(tmp_path: Path) -> None:
 def test_rows_of_another_kind_are_refused(network: Path) -> None:
     with pytest.raises(UsageError, match="--per"):
         memfit.stream(str(network), per="layer")
+
+
+def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    net = stream_nets.StreamNet()
+    x = net.image(8, 8, 2)
+    path = tmp_path / "broken.tflite"
+    tall = net.tensor((1, 1 << 24, 8, 2), scale=0.05)
+    path.write_bytes(net.build(net.op("HARD_SWISH", [x], [tall], "HardSwishOptions")))
+    with pytest.raises(
+        UsageError, match=r"(?s)rows or columns.*broken.tflite.*16,777,216 by 8.*how the model was made"
+    ):
+        memfit.stream(str(path))
+
+
+def test_a_file_whose_shapes_contradict_each_other_is_refused_by_its_run(tmp_path: Path) -> None:
+    net = stream_nets.StreamNet()
+    x = net.conv(net.image(8, 8, 2), 2)
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(net.build(net.op("HARD_SWISH", [x], [net.tensor((1, 8, 6, 2), scale=0.05)], "HardSwishOptions")))
+    with pytest.raises(SourceError, match=r"(?s)HARD_SWISH.*do not fit together.*operator 1.*8, 6"):
+        memfit.stream(str(path), verify=True, verify_inputs=1)

@@ -106,7 +106,7 @@ class Interpreter:
                 made.append(array)
             try:
                 kernel.run(parameters, given, made)
-            except (LookupError, ValueError) as error:
+            except (ArithmeticError, LookupError, ValueError) as error:
                 raise senseless(self.model, operator, error) from error
             if not self.keep:
                 for index in self._last[operator.index]:

@@ -22,6 +22,9 @@ from memfit.stream.reach import Reach, Way, bilinear, nearest, same, shifted, sl
 INPUT = -1
 """Producer of what the network is given."""
 
+LONGEST = 1 << 20
+"""The most rows or columns of an image that is planned: what has more is no image, but a broken file."""
+
 _BROADCASTS = frozenset(
     {
         "ADD", "SUB", "MUL", "DIV", "ADD_N", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE", "PRELU", "RELU", "RELU6",
@@ -170,6 +173,14 @@ def records(model: TfliteModel, *, last: bool = True, estimated: bool = False) -
             i, tensor.name, height, width, channels, itemsize, made.get(i, INPUT), tuple(read.get(i, ())),
             i in main.outputs, i in turned,
         )  # fmt: skip
+    tallest = max(values.values(), key=lambda value: max(value.height, value.width), default=None)
+    if tallest is not None and max(tallest.height, tallest.width) > LONGEST:
+        raise UsageError(
+            f"an image has more than {LONGEST:,} rows or columns",
+            where=f"{model.source}, tensor {tallest.index} ({tallest.name})",
+            received=f"{tallest.height:,} by {tallest.width:,}",
+            todo="check how the model was made",
+        )
     for i in main.inputs:
         shape = main.tensors[i].shape
         if len(shape) == 4 and shape[0] != 1:

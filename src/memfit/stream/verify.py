@@ -73,7 +73,7 @@ def verify_stream(
             meets a byte that is not its to read: none of it must ever be.
     """
     say = progress or (lambda _: None)
-    streamed, plain = Executor(plan), Interpreter(model)
+    plain, streamed = Interpreter(model), Executor(plan)  # the plain run first: a file may make no sense
     real = find_spec("tflite_micro") is not None
     same = 0
     with Runtime() as runtime:
@@ -84,9 +84,10 @@ def verify_stream(
             streamed.reset()
             plain.reset()
             for number, given in enumerate(batch):
+                wanted = plain.run(given)
                 found = streamed.run(given)
                 _as_planned(plan, found)
-                if not _equal(found.outputs, plain.run(given)):
+                if not _equal(found.outputs, wanted):
                     raise InternalError(
                         "the streamed network computes something else",
                         where=model.source,
