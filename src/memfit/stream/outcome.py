@@ -213,7 +213,7 @@ def _row(plan: StreamPlan, layout: SegmentLayout, before: list[int], names: list
         "type": "in place"
         if segment.in_place
         else "pass"
-        if first.origin in later
+        if last.sums and first.origin in later
         else "streamed"
         if layout.streamed
         else "plain",
