@@ -116,6 +116,25 @@ def test_padding_that_a_window_cannot_see_stays() -> None:
         assert fold_padding(found) is found
 
 
+class Attention(nn.Module):
+    """Heads of a width of their own, behind a layer whose activation is an operator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(2, 24, 1), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.wide(x).flatten(2).reshape(1, 3, 2, 4, -1).transpose(3, 4).unbind(1)
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_work_is_what_the_profile_counts() -> None:
+    graph = memfit.capture(Attention(), f"1x2x{HEIGHT}x{WIDTH}")
+    places = HEIGHT * WIDTH
+    assert network_of(graph).macs == 2 * 24 * places + 2 * (2 * 4 * places**2)
+    assert network_of(graph).macs == memfit.profile(graph).totals["macs"]
+
+
 def test_zeros_before_a_convolution_take_no_memory() -> None:
     """As the same convolution with padding of its own."""
     apart = nn.Sequential(nn.Conv2d(2, 8, 1), nn.ZeroPad2d(1), nn.Conv2d(8, 4, 3, 2))

@@ -190,7 +190,10 @@ def records(model: TfliteModel, *, last: bool = True, estimated: bool = False) -
                 received=f"batch {shape[0]}",
                 todo="give an input with batch 1",
             )
-    ops = tuple(_operator(model, operator, values, last=last) for operator in main.operators)
+    work = _captured_macs(model) if estimated else [_macs(model, operator) for operator in main.operators]
+    ops = tuple(
+        _operator(model, operator, values, macs, last=last) for operator, macs in zip(main.operators, work, strict=True)
+    )
     return StreamNetwork(model, ops, values, main.inputs, main.outputs, estimated)
 
 
@@ -439,7 +442,7 @@ _SUMS = {"MEAN": _sum, "SUM": _sum, "AVERAGE_POOL_2D": _pool_of_all}
 """Operators that may make one pixel of an image by adding it up row by row."""
 
 
-def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], *, last: bool) -> StreamOp:
+def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], macs: int, *, last: bool) -> StreamOp:
     read = tuple(i for i in dict.fromkeys(operator.inputs) if i in values)
     made = tuple(i for i in operator.outputs if i in values)
     output = made[0] if made else -1
@@ -471,10 +474,16 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
         except _Refusal as refusal:
             reason = str(refusal)
     name = values[output].name if made else operator.name.lower()
-    macs = _macs(model, operator)
     return StreamOp(
         operator.index, operator.name, name, read, output, made[1:], *parts, macs, sums, reason, operator.index
     )  # fmt: skip
+
+
+def _captured_macs(model: TfliteModel) -> list[int]:
+    """Give the multiply-accumulates of what was captured, at the first of the operators that it becomes."""
+    captured = [operator.options.get(CAPTURED) for operator in model.main.operators]
+    first = {op.index: place for place, op in reversed(list(enumerate(captured))) if isinstance(op, Op)}
+    return [op.macs if isinstance(op, Op) and first[op.index] == place else 0 for place, op in enumerate(captured)]
 
 
 def _macs(model: TfliteModel, operator: Operator) -> int:
