@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import stream_nets
+from tflite_models import Net
 
 import memfit
 from memfit.analysis.result import Stream
@@ -207,3 +208,14 @@ def test_a_file_whose_shapes_contradict_each_other_is_refused_by_its_run(tmp_pat
     path.write_bytes(net.build(net.op("HARD_SWISH", [x], [net.tensor((1, 8, 6, 2), scale=0.05)], "HardSwishOptions")))
     with pytest.raises(SourceError, match=r"(?s)HARD_SWISH.*do not fit together.*operator 1.*8, 6"):
         memfit.stream(str(path), verify=True, verify_inputs=1)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("INT8", 1), ("INT16", 2), ("FLOAT32", 4)])
+def test_what_was_needed_before_is_of_elements_as_wide(tmp_path: Path, kind: str, size: int) -> None:
+    net = Net(kind)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(net.build(net.conv(net.depthwise(net.conv(net.input(1, 12, 12, 3), 8)), 4, 1)))
+    found = memfit.stream(str(path), max_extra_macs=0)
+    assert found.totals["baseline_peak_bytes"] == 12 * 12 * (8 + 4) * size
+    assert found.totals["peak_bytes"] < found.totals["baseline_peak_bytes"]
+    assert found.rows[0]["before_bytes"] == 12 * 12 * (8 + 4) * size

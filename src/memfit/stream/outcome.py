@@ -11,7 +11,7 @@ from memfit.errors import UsageError
 from memfit.formats.tflite import TfliteModel
 from memfit.graph.model import Graph, Op
 from memfit.memory.mcunet import figures
-from memfit.memory.model import View
+from memfit.memory.model import Options, View
 from memfit.plan.estimate import CAPTURED, NOTE
 from memfit.plan.network import limits_of, operator_names
 from memfit.stream.choose import CAP, within
@@ -86,8 +86,9 @@ def stream_network(
     both = planned(max_extra_macs)
     plan = both[resident]
     front = _front(both, network.macs, resident=resident)
-    before, names = _before(graph, network, plan), operator_names(graph, network.model)
-    baseline = figures(View(graph)).total_bytes
+    plainly = figures(View(graph, Options(bits=_bits(network))))
+    before, names = _before(graph, network, plan, plainly.per_op), operator_names(graph, network.model)
+    baseline = plainly.total_bytes
     rows = tuple(_row(plan, layout, before, names) for layout in plan.segments)
     worst = max(rows, key=lambda row: row["peak_bytes"], default=None)
     totals: dict[str, Any] = {
@@ -175,12 +176,16 @@ def _front(both: dict[bool, StreamPlan], macs: int, *, resident: bool) -> tuple[
     return tuple(found)
 
 
-def _before(graph: Graph, network: StreamNetwork, plan: StreamPlan) -> list[int]:
-    """Give what each operator needs in the memory model mcunet; 0 for what it does not count.
+def _bits(network: StreamNetwork) -> int:
+    """Give the bits of an element of the network's images."""
+    return next(8 * network.values[op.output].itemsize for op in network.ops if op.streams)
+
+
+def _before(graph: Graph, network: StreamNetwork, plan: StreamPlan, per_op: Sequence[int | None]) -> list[int]:
+    """Give what each operator needs, of what the memory model mcunet says per operation; 0 for what it does not count.
 
     A PAD that a plan leaves out counts at the operators that see to it.
     """
-    per_op = figures(View(graph)).per_op
     found = []
     for operator in network.model.main.operators:
         captured = operator.options.get(CAPTURED)
