@@ -168,8 +168,17 @@ def drawn_step(net: Net, x: int, draw: random.Random) -> int:
         "relu": lambda: net.unary("RELU", x) if net.type == "INT8" else x,
         "residual": lambda: net.add(x, net.conv(net.conv(x, 8, kernel=1, activation="relu"), own)),
         "dense": lambda: net.concat(x, net.conv(x, 8)),
+        "excite": lambda: net.binary("MUL", x, net.conv(net.reduce("MEAN", x, keep=True), own, kernel=1)),
+        "hourglass": lambda: net.concat(x, grown(net, net.conv(net.pool(x, "MAX"), 8), x)),
     }
     return steps[draw.choice(sorted(steps))]()
+
+
+def grown(net: Net, low: int, like: int) -> int:
+    """Bring an image to another one's size, where twice its own is it."""
+    if tuple(2 * n for n in net.shape(low)[1:3]) != net.shape(like)[1:3]:
+        return net.conv(like, 4, kernel=1)
+    return net.transpose_conv(low, 4, kernel=net.shape(low)[1] % 3 + 2)
 
 
 def drawn_net(seed: int) -> TfliteModel:
@@ -320,9 +329,7 @@ def test_rows_die_towards_the_rows_that_are_born() -> None:
     x = net.conv(net.input(1, 16, 8, 4), 8, kernel=1)
     model = parse_model(net.build(net.conv(net.depthwise(net.conv(x, 48, kernel=1)), 8, kernel=1)))
     draft = lower(network_of(model), [Unit(0, 1, ()), Unit(1, 4, (0, 4, 8, 12, 16), upward=True)])
-    crossing = [sorted(end.upper for end in block.crossing.values()) for block in blocks(draft)]
-    assert crossing == [[True], [False, True], [False, True], [True]]
-    assert {end.distance for block in blocks(draft) for end in block.crossing.values()} == {0}
+    assert [list(block.after.values()) for block in blocks(draft)] == [[True], [False], [True], []]
     whole = arena(model).head_bytes
     height = next(h for h in range(bound(draft), 2 * whole, 16) if not place(draft, h).failed)
     assert height == bound(draft) < whole

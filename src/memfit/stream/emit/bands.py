@@ -74,6 +74,8 @@ def made(window: Window, padding: int, rows: tuple[int, int], good: tuple[int, i
     Returns:
         None if the padding does not line up.
     """
+    if window.grows:
+        return _grown(window, padding, rows, good)
     (start, end), (low, high) = rows, good
     outputs, before = fit(end - start, window.kernel, window.stride, padding)
     first = start - before + window.before
@@ -89,6 +91,24 @@ def made(window: Window, padding: int, rows: tuple[int, int], good: tuple[int, i
         highest = min(highest, (high + window.before - window.kernel) // stride + 1)
     if end > length:  # junk stands where the padding should
         highest = min(highest, (length + window.before - window.kernel) // stride + 1)
+    return Made(first, outputs, lowest, max(highest, lowest))
+
+
+def _grown(window: Window, padding: int, rows: tuple[int, int], good: tuple[int, int]) -> Made:
+    """Do the same for a transposed convolution whose output is as large as its input makes it.
+
+    >>> made(Window(3, 2, 0, 8, 16, grows=True), SAME, (2, 6), (2, 6))
+    Made(start=4, outputs=8, low=5, high=12)
+    """
+    (start, end), (low, high) = rows, good
+    count, stride = end - start, window.stride
+    outputs = count * stride if padding == SAME else (count - 1) * stride + window.kernel
+    first = start * stride - window.before + fit(outputs, window.kernel, stride, padding)[1]
+    lowest, highest = max(first, 0), min(first + outputs, window.outputs)
+    if low > 0:
+        lowest = max(lowest, (low - 1) * stride - window.before + window.kernel)
+    if high < window.length or end > window.length:
+        highest = min(highest, high * stride - window.before)
     return Made(first, outputs, lowest, max(highest, lowest))
 
 
@@ -123,24 +143,30 @@ def choose(rows: Window, columns: Window, out: Need, *, junk: bool) -> Fit | Non
     low, high = rows.needs(out.low, out.high)
     low_most, high_most = rows.needs(out.start, out.end)
     reach = rows.kernel + 2 * rows.stride
-    best: tuple[tuple[int, int], Fit] | None = None
-    for padding in (VALID, SAME):
-        for junk_column in (False, True)[: 1 + junk]:
-            if across(columns, padding, columns.length + junk_column) is None:
-                continue
-            for start in range(max(low_most - reach, 0), low + 1):
-                for end in range(high, min(high_most + reach, rows.length) + 1):
-                    for junk_row in (False, True)[: 1 + (junk and end == rows.length)]:
-                        found = made(rows, padding, (start, end + junk_row), (low, high))
-                        if (
-                            found is None
-                            or found.low > out.low
-                            or found.high < out.high
-                            or found.start > out.start
-                            or found.start + found.outputs < out.end
-                        ):
-                            continue
-                        cost = (junk_column + junk_row, end - start)
-                        if best is None or cost < best[0]:
-                            best = cost, Fit(padding, Need(low, high, start, end, junk_row, junk_column))
-    return best[1] if best else None
+    earliest, latest = max(low_most - reach, 0), min(high_most + reach, rows.length)
+    kinds = [
+        (padding, junk_column)
+        for padding in (VALID, SAME)
+        for junk_column in (False, True)[: 1 + junk]
+        if across(columns, padding, columns.length + junk_column) is not None
+    ]
+    for extra in range(1 + 2 * junk):
+        for count in range(high - low, latest - earliest + 1):
+            for padding, junk_column in kinds:
+                if not 0 <= extra - junk_column <= 1:
+                    continue
+                junk_row = extra > junk_column
+                for start in range(max(earliest, high - count), min(low, latest - count) + 1):
+                    end = start + count
+                    if junk_row and end != rows.length:
+                        continue
+                    found = made(rows, padding, (start, end + junk_row), (low, high))
+                    if (
+                        found is not None
+                        and found.low <= out.low
+                        and found.high >= out.high
+                        and found.start <= out.start
+                        and found.start + found.outputs >= out.end
+                    ):
+                        return Fit(padding, Need(low, high, start, end, junk_row, junk_column))
+    return None

@@ -15,7 +15,9 @@ import numpy as np
 
 from memfit.formats.flatbuffer import Span
 from memfit.formats.tflite import Operator, OperatorCode, Quantization, TfliteModel, TfliteTensor
-from memfit.memory.tflm.calls import tensor_bytes
+from memfit.memory.tflm.builds import build_named
+from memfit.memory.tflm.calls import Call, Scratch, tensor_bytes
+from memfit.memory.tflm.operators import KERNELS
 
 CODES = {"SLICE": (65, 2), "PAD": (34, 2), "CONCATENATION": (2, 2)}
 """Operators that patches add: BuiltinOperator and version, as converters write them for int8 and int16."""
@@ -82,6 +84,8 @@ class Draft:
     """Tensor → the tensor that it lies in, and how many bytes after its start."""
     numbers: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
     parts: dict[tuple[int, Part], int] = field(default_factory=dict)
+    scratches: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = field(default_factory=dict)
+    """By operator of the old model and shape of its output: what `scratch` has found."""
     cuts: list[Cut] = field(default_factory=list)
     """Where units of patches begin and end, and where one tensor alone lives on."""
     upper: dict[int, bool] = field(default_factory=dict)
@@ -186,6 +190,18 @@ class Draft:
             return 4 * math.prod(new.shape)
         old = self.model.main.tensors[new.template]
         return tensor_bytes(old) // max(old.elements, 1) * math.prod(new.shape)
+
+    def scratch(self, operator: NewOperator) -> tuple[int, ...]:
+        """Give the bytes of each buffer that the runtime itself places while an operator runs."""
+        kernel = KERNELS.get(operator.name)
+        if operator.template is None or kernel is None or not operator.outputs:
+            return ()
+        key = operator.template, self.tensors[operator.outputs[0]].shape
+        if key not in self.scratches:
+            call = Call(self.model, 0, self.model.main.operators[operator.template], build_named("wheel"))
+            call.outputs[0] = call.outputs[0]._replace(shape=key[1])
+            self.scratches[key] = tuple(e.nbytes for e in kernel.prepare(call) if isinstance(e, Scratch) and e.nbytes)
+        return self.scratches[key]
 
     def records(self) -> TfliteModel:
         """Give the model as the reader will read it, but for where data stands in the file."""

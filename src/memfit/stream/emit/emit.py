@@ -18,7 +18,7 @@ from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.lower import lower
 from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
 from memfit.stream.emit.patch import CannotPatch, Unit
-from memfit.stream.emit.place import bound, buffers, place
+from memfit.stream.emit.place import SCRATCH, bound, buffers, place
 from memfit.stream.emit.search import Choice, Search, macs_of
 from memfit.stream.emit.write import write
 from memfit.stream.replay import assert_intact
@@ -180,7 +180,7 @@ def _search(
     tried: dict[int, int] = {}
     least = sum(search.alone)
 
-    def attempt(height: int) -> None:
+    def attempt(height: int, *, beating: bool = False) -> None:
         nonlocal best
         height = height // 16 * 16
         if height in tried:
@@ -188,12 +188,13 @@ def _search(
         say(f"patches within {height:,} bytes" + (f", best {best.smallest_bytes:,}" if best else ""))
         margins: dict[Unit, int] = {}
         for _ in range(_REPAIRS):
-            choice = search.best(height, margins)
+            limit = min(best.smallest_bytes if best else 1 << 62, plan.arena.smallest_bytes)
+            most_tail = limit - height if beating else None
+            choice = search.best(height, margins, most_tail=most_tail)
             if choice is not None and choice.macs > most_macs:
-                choice = search.best(height, margins, most_macs)
+                choice = search.best(height, margins, most_macs, most_tail)
             estimate = 1 << 62 if choice is None else height + choice.tail_bytes
             tried.setdefault(height, estimate)
-            limit = min(best.smallest_bytes if best else 1 << 62, plan.arena.smallest_bytes)
             if choice is None or estimate > limit:
                 return
             made = _file(network, choice, height)
@@ -220,7 +221,7 @@ def _search(
     for spread in _SPREADS:
         centre = best.height if best is not None else min(tried, key=lambda height: tried[height])
         for step in range(-_STEPS, _STEPS + 1):
-            attempt(int(centre * (1 + spread * step / _STEPS)))
+            attempt(int(centre * (1 + spread * step / _STEPS)), beating=True)
     return best
 
 
@@ -256,7 +257,7 @@ def prove(network: Network, draft: Draft, places: Mapping[int, int], made: Tflit
     Raises:
         InternalError: says what is wrong.
     """
-    held = buffers(draft)
+    held = [buffer for buffer in buffers(draft) if not buffer.name.startswith(SCRATCH)]
     broken = violations(Problem(tuple(held)), {buffer.name: places[int(buffer.name)] for buffer in held})
     if broken:
         raise _wrong(network.model, "the arena's plan is not valid", broken[0].message)

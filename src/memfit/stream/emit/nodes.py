@@ -22,6 +22,7 @@ TYPES = frozenset({"INT8", "INT16"})
 """What patches are computed in: integers, whose sums do not depend on an order or on zeros that are added."""
 
 _CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
+_GROWING = "TRANSPOSE_CONV"
 _POOLS = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D"})
 _JOINS = frozenset({"ADD", "SUB", "MUL", "MAXIMUM", "MINIMUM", "SQUARED_DIFFERENCE"})
 _POINTS = frozenset(
@@ -42,16 +43,27 @@ class Window(NamedTuple):
     length: int
     """Of the input."""
     outputs: int
+    grows: bool = False
+    """Of a transposed convolution: one with this window would make the input from the output."""
 
     def needs(self, first: int, end: int) -> tuple[int, int]:
         """Give what of the input outputs `[first, end)` read, without padding.
 
         >>> Window(3, 2, 1, 8, 4).needs(0, 2), Window(3, 2, 1, 8, 4).needs(3, 4)
         ((0, 4), (5, 8))
+        >>> Window(3, 2, 0, 4, 8, grows=True).needs(0, 2), Window(3, 2, 0, 4, 8, grows=True).needs(2, 4)
+        ((0, 1), (0, 2))
         """
-        low = first * self.stride - self.before
         high = (end - 1) * self.stride - self.before + self.kernel
-        return max(low, 0), min(high, self.length)
+        if self.grows:
+            high = (end - 1 + self.before) // self.stride + 1
+        return max(self.first(first), 0), min(high, self.length)
+
+    def first(self, output: int) -> int:
+        """Give the first input that an output reads, below 0 in the padding."""
+        if self.grows:
+            return -((self.kernel - 1 - self.before - output) // self.stride)
+        return output * self.stride - self.before
 
 
 POINT = "point"
@@ -221,6 +233,8 @@ def _macs(model: TfliteModel, operator: Operator) -> int:
     tensors = model.main.tensors
     if operator.name == "FULLY_CONNECTED":
         return tensors[operator.outputs[0]].elements * tensors[operator.inputs[1]].shape[-1]
+    if operator.name == _GROWING:
+        return tensors[operator.inputs[2]].elements * math.prod(tensors[operator.inputs[1]].shape[:3])
     if operator.name not in _CONVOLUTIONS:
         return 0
     filter = tensors[operator.inputs[1]].shape
@@ -247,7 +261,7 @@ def _kind(
     x = images[inputs[0]]
     name = operator.name
     same_rows, same_columns = Window(1, 1, 0, y.height, y.height), Window(1, 1, 0, y.width, y.width)
-    if name in _CONVOLUTIONS or name in _POOLS:
+    if name in _CONVOLUTIONS or name in _POOLS or name == _GROWING:
         if len(inputs) != 1:
             return "its weights are made at run time"
         return _window(model, operator, padding, x, y)
@@ -272,7 +286,8 @@ def _kind(
 
 def _window(model: TfliteModel, operator: Operator, padding: Operator | None, x: Image, y: Image) -> Found | str:
     option = operator.options
-    if operator.name in _CONVOLUTIONS:
+    grows = operator.name == _GROWING
+    if operator.name in _CONVOLUTIONS or grows:
         shape = model.main.tensors[operator.inputs[1]].shape
         sizes = (shape[1], shape[2])
     else:
@@ -286,8 +301,13 @@ def _window(model: TfliteModel, operator: Operator, padding: Operator | None, x:
         if around is not None:
             before = around[1 + axis][0]
         else:
-            before = fit(length, kernel, stride, option.get("padding", SAME))[1]
-        found.append(Window(kernel, stride, before, length, outputs))
+            before = fit(outputs if grows else length, kernel, stride, option.get("padding", SAME))[1]
+        found.append(Window(kernel, stride, before, length, outputs, grows))
+    if grows:
+        same = option.get("padding", SAME) == SAME
+        if any(w.outputs != (w.length * w.stride if same else (w.length - 1) * w.stride + w.kernel) for w in found):
+            return "its output is not as large as its input makes it"
+        return WINDOW, found[0], found[1]
     if found[0].kernel > x.height + 2 * found[0].before or found[0].outputs == 1:
         return "it takes the whole image at once"
     return WINDOW, found[0], found[1]

@@ -115,7 +115,7 @@ class Patch:
         assert node.rows is not None  # every node of a patch has windows
         assert node.columns is not None
         alone = len(self.readers[node.inputs[0]]) == 1
-        found = choose(node.rows, node.columns, need, junk=alone)
+        found = choose(node.rows, node.columns, need, junk=alone and not node.rows.grows)
         x, y = (self.network.images[i] for i in (node.inputs[0], node.output))
         convolves = node.operator.name.endswith("CONV_2D")
         costly = found is not None and (found.need.junk_row or found.need.junk_column)
@@ -342,6 +342,8 @@ class Patch:
         for i in old:
             if i in given:
                 inputs.append(given[i].tensor)
+            elif node.rows is not None and node.rows.grows and i == old[0]:
+                inputs.append(draft.integers(draft.tensors[tensor].shape, (4,)))
             elif channels is None or i < 0:
                 inputs.append(draft.keep(i))
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,8 +17,18 @@ from memfit.packing import Buffer, Problem, pack
 from memfit.packing.buffers import PackingError
 from memfit.stream.emit.draft import Draft, NewOperator
 
+SCRATCH = "scratch "
+"""How names of buffers begin that the runtime places."""
+
 NODES = 3000
 """Placements that the packer may try for one block and height."""
+
+TRIES = 60
+"""Blocks that may be packed between two cuts that a single tensor crosses."""
+
+_SAID, _TURNED, _FREE = "said", "turned", "free"
+_WAYS = (_SAID, _TURNED, _FREE)
+"""Where a tensor across a cut may lie: at the end that the draft says, at the other one, or anywhere."""
 
 
 class Use(NamedTuple):
@@ -33,12 +43,19 @@ class Use(NamedTuple):
 def buffers(draft: Draft) -> list[Buffer]:
     """State what has to be packed: by name the number of each outermost tensor, with its rectangles.
 
-    Time 0 is before the first operator, and operator k runs at time k + 1.
+    Time 0 is before the first operator, and operator k runs at time k + 1. Scratch buffers, which the runtime places
+    itself, stand for the room that they need.
     """
-    return [
+    tensors = [
         Buffer(str(root), align_up(size, ALIGNMENT), list(_rectangles(uses, size)), alignment=ALIGNMENT)
         for root, (size, uses) in found_uses(draft).items()
     ]
+    scratch = [
+        Buffer(f"{SCRATCH}{time}.{number}", align_up(size, ALIGNMENT), [(time, time + 1)], alignment=ALIGNMENT)
+        for time, operator in enumerate(draft.operators, 1)
+        for number, size in enumerate(draft.scratch(operator))
+    ]
+    return tensors + scratch
 
 
 def found_uses(draft: Draft) -> dict[int, tuple[int, list[Use]]]:
@@ -158,45 +175,24 @@ class Block(NamedTuple):
 
     buffers: tuple[Buffer, ...]
     """With the times of the block only."""
-    crossing: dict[str, End]
-    """By name of the buffers that cross a cut."""
+    after: dict[str, bool]
+    """By name of the buffers that cross the second cut: whether they are to lie at the upper end of the arena."""
 
 
 def blocks(draft: Draft) -> list[Block]:
-    """Cut the packing problem at the cuts.
-
-    Tensors across a cut lie at the ends of the arena, so that what is free between them stays in one piece: at the end
-    that the draft says, in the lowest gap beside those that live there at the same time.
-    """
+    """Cut the packing problem at the cuts."""
     whole = buffers(draft)
-    sizes = {buffer.name: buffer.size for buffer in whole}
-    ends: dict[str, End] = {}
     found = []
-    first, before = 0, frozenset[str]()
+    first = 0
     for cut in (*draft.cuts, None):
         after: dict[str, bool] = {}
         for tensor in cut.tensors if cut else ():
             after.setdefault(str(draft.root(tensor)[0]), draft.upper[tensor])
-        together = before | after.keys()
-        for name, upper in after.items():
-            if name not in ends:
-                beside = sorted(ends[other][1:] for other in together if other in ends and ends[other].upper == upper)
-                ends[name] = End(upper, _gap(beside, sizes[name]), sizes[name])
-        end = cut.operators + 1 if cut and after else len(draft.operators) + 2
+        end = cut.operators + 1 if cut else len(draft.operators) + 2
         inside = [part for buffer in whole if (part := _clipped(buffer, first, end)) is not None]
-        found.append(Block(tuple(inside), {name: ends[name] for name in together}))
-        first, before = end, frozenset(after)
+        found.append(Block(tuple(inside), after))
+        first = end
     return found
-
-
-def _gap(taken: Iterable[tuple[int, int]], size: int) -> int:
-    """Find the lowest gap of a size between (first byte, bytes), in order."""
-    at = 0
-    for start, nbytes in taken:
-        if start - at >= size:
-            break
-        at = max(at, start + nbytes)
-    return at
 
 
 def _clipped(buffer: Buffer, first: int, end: int) -> Buffer | None:
@@ -224,15 +220,31 @@ def bound(draft: Draft) -> int:
 
 
 def place(draft: Draft, height: int) -> Places:
-    """Find a place for every tensor within a height."""
+    """Find a place for every tensor within a height.
+
+    Tensors across a cut lie at the ends of the arena, so that what is free between them stays in one piece: at the end
+    that the draft says. Where several cross, other places are tried too.
+    """
+    parts = blocks(draft)
+    low = [number for number, block in enumerate(parts) if Problem(block.buffers).lower_bound > height]
+    if low:
+        return Places({}, height, tuple(low))
     found: dict[str, int] = {}
     failed = []
-    for number, block in enumerate(blocks(draft)):
-        packed = _packed(block, height)
+    crossing: dict[str, End] = {}
+    begin = 0
+    for end, block in enumerate(parts, 1):
+        if len(block.after) > 1:
+            continue
+        run = _Run(parts[begin:end], height)
+        packed = run.packed(crossing)
         if packed is None:
-            failed.append(number)
+            failed.append(begin + run.deepest)
+            crossing = {name: End(upper, 0, run.sizes[name]) for name, upper in block.after.items()}
         else:
-            found.update(packed)
+            found |= packed
+            crossing = {name: run.end(name, packed[name]) for name in block.after}
+        begin = end
     if failed:
         return Places({}, height, tuple(failed))
     places = {}
@@ -243,19 +255,73 @@ def place(draft: Draft, height: int) -> Places:
     return Places(places, height, ())
 
 
-def _packed(block: Block, height: int) -> dict[str, int] | None:
-    """Pack a block into a height, with what crosses its cuts at the ends."""
-    if Problem(block.buffers).lower_bound > height:
+class _Run:
+    """Blocks one after the other, with several tensors across each cut between them."""
+
+    def __init__(self, parts: Sequence[Block], height: int) -> None:
+        self.parts, self.height = parts, height
+        self.sizes = {buffer.name: buffer.size for block in parts for buffer in block.buffers}
+        self.tries = TRIES
+        self.deepest = 0
+
+    def packed(self, before: Mapping[str, End], number: int = 0) -> dict[str, int] | None:
+        """Pack the blocks from one on; None if no place that was tried for what crosses their cuts leads to the end."""
+        if number == len(self.parts):
+            return {}
+        self.deepest = max(self.deepest, number)
+        block = self.parts[number]
+        ways = _WAYS if len(block.after) > 1 else _WAYS[:1]
+        for way in ways:
+            if self.tries == 0:
+                break
+            self.tries -= 1
+            ends = self._ends(block, before, way)
+            found = _packed(block, {name: end.offset(self.height) for name, end in ends.items()}, self.height)
+            if found is None:
+                continue
+            after = {name: ends.get(name) or self.end(name, found[name]) for name in block.after}
+            rest = self.packed(after, number + 1)
+            if rest is not None:
+                return found | rest
         return None
-    fixed = []
+
+    def _ends(self, block: Block, before: Mapping[str, End], way: str) -> dict[str, End]:
+        """Choose places for what is new across a block's second cut."""
+        ends = dict(before)
+        for name, upper in block.after.items():
+            if name not in ends and way != _FREE:
+                side = upper == (way == _SAID)
+                beside = sorted(end[1:] for end in ends.values() if end.upper == side)
+                ends[name] = End(side, _gap(beside, self.sizes[name]), self.sizes[name])
+        return ends
+
+    def end(self, name: str, offset: int) -> End:
+        """Note where a tensor was placed, from the end that is nearer."""
+        size = self.sizes[name]
+        above = self.height - offset - size
+        return End(True, above, size) if above < offset else End(False, offset, size)
+
+
+def _gap(taken: Iterable[tuple[int, int]], size: int) -> int:
+    """Find the lowest gap of a size between (first byte, bytes), in order."""
+    at = 0
+    for start, nbytes in taken:
+        if start - at >= size:
+            break
+        at = max(at, start + nbytes)
+    return at
+
+
+def _packed(block: Block, fixed: Mapping[str, int], height: int) -> dict[str, int] | None:
+    """Pack a block into a height, with some of its buffers where they are."""
+    held = []
     for buffer in block.buffers:
-        end = block.crossing.get(buffer.name)
-        offset = None if end is None else end.offset(height)
+        offset = fixed.get(buffer.name)
         if offset is not None and not 0 <= offset <= height - buffer.size:
             return None
-        fixed.append(Buffer(buffer.name, buffer.size, buffer.spans, alignment=ALIGNMENT, offset=offset))
+        held.append(Buffer(buffer.name, buffer.size, buffer.spans, alignment=ALIGNMENT, offset=offset))
     try:
-        packing = pack(Problem(tuple(fixed)), capacity=height, nodes=NODES)
+        packing = pack(Problem(tuple(held)), capacity=height, nodes=NODES)
     except PackingError:
         return None
     return dict(packing.offsets) if packing.height <= height else None

@@ -55,6 +55,8 @@ class Tails:
         self.network, self.build = network, build
         self.known: dict[tuple[str, int | None, int], int] = {}
         self.eval_tensor = build.size(EVAL_TENSOR)
+        self.scratches: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+        """As in a draft, for all."""
 
     def of(self, draft: Draft, operator: NewOperator) -> int:
         """Give those of one operator of a draft, without its tensors."""
@@ -115,6 +117,8 @@ class Stretch:
     """Whole values that live across it, inputs that live on, and the one that is written over."""
     tails: Tails
     groups: int = 1
+    least_tail: int = 0
+    """Tail bytes that its patches take at least."""
     costs: dict[tuple[int, int, int, int, bool], Cost | None] = field(default_factory=dict)
 
     @cached_property
@@ -124,7 +128,7 @@ class Stretch:
             lows = {self.output: row}
             for node in reversed(self.network.nodes[self.begin : self.end]):
                 if node.rows is not None and node.output in lows:
-                    low = lows[node.output] * node.rows.stride - node.rows.before
+                    low = node.rows.first(lows[node.output])
                     lows.update((i, min(low, lows.get(i, low))) for i in node.inputs)
             if min(lows.values()) >= REACH:
                 return row
@@ -132,12 +136,13 @@ class Stretch:
 
     @cached_property
     def period(self) -> int:
-        """After so many rows of the output, addresses are aligned as they were."""
-        images = self.network.images
+        """After so many rows of the output, addresses are aligned and rows grow as they did."""
+        images, nodes = self.network.images, self.network.nodes[self.begin : self.end]
         rows = images[self.output].height
         aligned = [images[self.output].row_bytes]
         aligned += [images[i].row_bytes * images[i].height // rows for i in self.inputs]
-        return ALIGNMENT // math.gcd(ALIGNMENT, *aligned)
+        grown = math.prod(node.rows.stride for node in nodes if node.rows is not None and node.rows.grows)
+        return math.lcm(ALIGNMENT // math.gcd(ALIGNMENT, *aligned), grown)
 
     @property
     def output(self) -> int:
@@ -160,7 +165,7 @@ class Stretch:
         return self.costs[key]
 
     def _cost(self, low: int, high: int, *, upward: bool, entire: bool) -> Cost | None:
-        draft = Draft(self.network.model)
+        draft = Draft(self.network.model, scratches=self.tails.scratches)
         unit = Unit(self.begin, self.end, (low, high), upward, self.groups)
         try:
             patch = Patch(draft, self.network, unit, low, high, whole=entire)
@@ -204,6 +209,8 @@ class Stretch:
                 garbage = max(garbage, low * row_bytes - min(use.low for use in spans), 0)
             else:
                 own.append((align_up(size, ALIGNMENT), first, end))
+        for time, operator in enumerate(draft.operators, 1):
+            own += [(align_up(size, ALIGNMENT), time, time + 1) for size in draft.scratch(operator)]
         found = dict.fromkeys(((False, False), (False, True), (True, False), (True, True)), 0)
         for time in range(count):
             key = time < read, time >= made
@@ -250,8 +257,17 @@ class Search:
         self.by_end: dict[int, list[Stretch]] = {}
         for stretch in self.stretches:
             self.by_end.setdefault(stretch.end, []).append(stretch)
-        self.alone = [self._alone(node) for node in network.nodes]
+        tails = [self._tails(node) for node in network.nodes]
+        self.alone = [sum(sizes) for sizes in tails]
         """By node, its tail bytes when it runs by itself, without its constants' tensors."""
+        least = [sizes[-1] for sizes in tails]  # without a PAD that is part of it: no patch takes less
+        self.least_after = [*accumulate(reversed(least), initial=0)][::-1]
+        """By cut, the least tail bytes of all nodes after it."""
+        for stretch in self.stretches:
+            inside = network.nodes[stretch.begin : stretch.end]
+            stretch.least_tail = sum(least[stretch.begin : stretch.end])
+            if all(len(node.operators) == 1 for node in inside):  # what does not fit whole takes two patches
+                stretch.least_tail += stretch.least_tail + self.tails.own("CONCATENATION")
 
     def _plain(self, node: Node) -> int:
         """Give the bytes in use while a node runs with whole tensors, as the model has it."""
@@ -259,7 +275,10 @@ class Search:
         if len(node.operators) > 1:
             return 1 << 62  # its padding is written in another way
         made = 0 if in_place(self.network, node) is not None else sum(nbytes[o] for o in node.outputs)
-        return sum(nbytes[v] for v in live) + made
+        draft = Draft(self.network.model)
+        lower_unit(draft, self.network, Unit(node.index, node.index + 1, ()))
+        scratch = sum(align_up(size, ALIGNMENT) for size in draft.scratch(draft.operators[0]))
+        return sum(nbytes[v] for v in live) + made + scratch
 
     def _stretches(self) -> Iterator[Stretch]:
         network = self.network
@@ -278,12 +297,16 @@ class Search:
                 dying = tuple(i for i in inputs if network.last[i] < end and i != over)
                 standing = [v for v in self.live[begin] if v not in dying]
                 waiting = sum(network.nbytes[v] for v in standing)
-                grouped = any(pairs(network, network.nodes[begin:end]))
-                for groups in GROUPS if grouped else GROUPS[:1]:
+                wide = [network.images[first.output].channels for first, _ in pairs(network, network.nodes[begin:end])]
+                for groups in [count for count in GROUPS if count <= min(wide, default=1)]:
                     yield Stretch(network, begin, end, inputs, over, dying, waiting, self.tails, groups)
 
     def best(
-        self, height: int, margins: Mapping[Unit, int] | None = None, most_macs: int | None = None
+        self,
+        height: int,
+        margins: Mapping[Unit, int] | None = None,
+        most_macs: int | None = None,
+        most_tail: int | None = None,
     ) -> Choice | None:
         """Find the units with the smallest tail of all whose tensors in use never need more than `height` bytes.
 
@@ -293,8 +316,10 @@ class Search:
             height: of the head, in bytes.
             margins: bytes that a unit must stay below it, by the unit without its cuts.
             most_macs: multiply-accumulates that the units may take; None for any number.
+            most_tail: bytes that their tails may take; None for any number.
         """
         margins = margins or {}
+        large = [nbytes > height for nbytes in self.plain_bytes]
         # By cut: the ways to it that may still be the best, by where what was made last lies.
         found: list[dict[bool, list[Choice]]] = [{} for _ in range(self.count + 1)]
         for upper in (False, True):
@@ -302,35 +327,35 @@ class Search:
         for end in range(1, self.count + 1):
             ways: dict[bool, list[Choice]] = {False: [], True: []}
             node = self.network.nodes[end - 1]
-            if self.plain_bytes[end - 1] <= height:
+            if not large[end - 1]:
                 for before in chain.from_iterable(found[end - 1].values()):
                     for upper in self._sides_alone(node, before):
                         unit = Unit(end - 1, end, (), upper)
                         ways[upper].append(self._then(before, unit, self.alone[end - 1], node.macs))
+            stretches = [stretch for stretch in self.by_end.get(end, ()) if any(large[stretch.begin : end])]
             for upper in (False, True):
                 ways[upper] = self._pruned(ways[upper], end, most_macs)
-            for stretch in self.by_end.get(end, ()):
-                if all(self.plain_bytes[k] <= height for k in range(stretch.begin, end)):
-                    continue
-                for upper in (False, True):
-                    befores = [
-                        before
-                        for before in chain.from_iterable(found[stretch.begin].values())
-                        if upper in self._sides(stretch, before)
-                    ]
-                    if not befores:
-                        continue
-                    margin = margins.get(Unit(stretch.begin, end, (), upper, stretch.groups), 0)
-                    least = min(before.tail_bytes for before in befores)
-                    spare = None
+                tries = [
+                    (min(before.tail_bytes for before in befores), stretch, befores)
+                    for stretch in stretches
+                    if (befores := self._befores(stretch, found[stretch.begin], upper=upper))
+                ]
+                for tail, stretch, befores in sorted(tries, key=lambda t: t[0] + t[1].least_tail):
+                    spare = None if most_tail is None else most_tail - self.least_after[end] - tail
                     if ways[upper] and most_macs is None:
-                        spare = ways[upper][0].tail_bytes - least
+                        beaten = ways[upper][0].tail_bytes - tail
+                        spare = beaten if spare is None else min(spare, beaten)
+                    margin = margins.get(Unit(stretch.begin, end, (), upper, stretch.groups), 0)
                     patched = self._patched(stretch, height - margin, spare, upward=upper)
                     if patched is not None:
                         ways[upper] += [self._then(before, *patched) for before in befores]
                         ways[upper] = self._pruned(ways[upper], end, most_macs)
             found[end] = ways
         return min(chain.from_iterable(found[self.count].values()), key=_cost, default=None)
+
+    def _befores(self, stretch: Stretch, ways: Mapping[bool, list[Choice]], *, upper: bool) -> list[Choice]:
+        """Give the ways to a stretch after which its output may lie at an end of the arena."""
+        return [way for way in chain.from_iterable(ways.values()) if upper in self._sides(stretch, way)]
 
     def _then(self, before: Choice, unit: Unit, tail_bytes: int, macs: int) -> Choice:
         """Go on with another unit."""
@@ -367,17 +392,23 @@ class Search:
             return (False, True)
         return (not before.ends[max(stretch.dying, key=self.network.nbytes.__getitem__)],)
 
-    def _alone(self, node: Node) -> int:
+    def _tails(self, node: Node) -> list[int]:
+        """Give the tail bytes of a node's operators, with their outputs."""
         draft = Draft(self.network.model)
         lower_unit(draft, self.network, Unit(node.index, node.index + 1, ()))
-        sizes = [self.tails.of(draft, operator) for operator in draft.operators]
-        return sum(sizes) + self.tails.eval_tensor * len(node.outputs)
+        return [self.tails.of(draft, o) + self.tails.eval_tensor * len(o.outputs) for o in draft.operators]
 
     def _patched(
         self, stretch: Stretch, height: int, spare: int | None, *, upward: bool
     ) -> tuple[Unit, int, int] | None:
         """Cut a stretch's output into as few patches as fit; None if its tail is above what is spare."""
-        rows = self.network.images[stretch.output].height
+        rows, nbytes = self.network.images[stretch.output].height, self.network.nbytes
+        made = 0 if stretch.over is not None else nbytes[stretch.output]
+        read = sum(nbytes[i] for i in stretch.dying)
+        if stretch.standing_bytes + max(made, read) > height:
+            return None
+        if spare is not None and stretch.least_tail > spare:
+            return None
         sizes: list[int] = []
         tail = macs = shared = 0
         for size, cost in self._largest(stretch, height, upward=upward):
