@@ -195,13 +195,13 @@ class StreamNet(Net):
         """Compute an operator with the scales as they are now."""
         if operator.name in WEIGHTS:
             self._fit(operator, 1.0)  # the bias follows the image's scale
-        main = model.main
-        tensors = tuple(
-            t if t.quantization is None
-            else t._replace(quantization=t.quantization._replace(scales=spec.scales, zero_points=spec.zeros))
-            for t, spec in zip(main.tensors, self.tensors, strict=True)
-        )  # fmt: skip
-        now = replace(model, subgraphs=(main._replace(tensors=tensors),))
+        tensors = list(model.main.tensors)
+        for i in {*operator.inputs, *operator.outputs}:
+            if (quantization := tensors[i].quantization) is not None:
+                spec = self.tensors[i]
+                fitted = quantization._replace(scales=spec.scales, zero_points=spec.zeros)
+                tensors[i] = tensors[i]._replace(quantization=fitted)
+        now = replace(model, subgraphs=(model.main._replace(tensors=tuple(tensors)),))
         kernel = kernel_of(now, operator)
         output = now.main.tensors[operator.outputs[0]]
         made = np.empty(output.shape, dtype_of(now, output))

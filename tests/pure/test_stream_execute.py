@@ -46,6 +46,18 @@ SMALL: dict[str, Callable[[], bytes]] = {
 }
 
 
+@cache
+def small(name: str) -> TfliteModel:
+    """A known architecture, small."""
+    return parse_model(SMALL[name]())
+
+
+@cache
+def drawn(seed: int) -> TfliteModel:
+    """A network drawn at random."""
+    return parse_model(stream_nets.drawn(seed))
+
+
 def values(model: TfliteModel, seed: int = 0) -> list[Array]:
     draw = np.random.default_rng(seed)
     made = []
@@ -115,7 +127,7 @@ def agrees(plan: StreamPlan, given: list[Array], expected: tuple[Array, ...]) ->
 
 @pytest.mark.parametrize("seed", range(50))
 def test_any_plan_of_any_network_gives_the_same(seed: int) -> None:
-    model = parse_model(stream_nets.drawn(seed))
+    model = drawn(seed)
     network, given = records(model), values(model, seed)
     expected = Interpreter(model).run(given)
     pick = random.Random(seed)
@@ -128,12 +140,12 @@ def test_networks_say_much() -> None:
     """Outputs that are nearly constant would agree whatever a plan did."""
     distinct = []
     for seed in range(50):
-        model = parse_model(stream_nets.drawn(seed))
+        model = drawn(seed)
         output = Interpreter(model).run(values(model, seed))[-1]
         distinct.append(len(np.unique(output)) / min(output.size, 100))
     assert np.median(distinct) > 0.6
-    for name, build in SMALL.items():
-        model = parse_model(build())
+    for name in SMALL:
+        model = small(name)
         outputs = [Interpreter(model).run(values(model, seed))[0] for seed in range(3)]
         assert len(np.unique(outputs[0])) > 0.6 * min(outputs[0].size, 100), name
         assert len({output.tobytes() for output in outputs}) == 3, name
@@ -142,7 +154,7 @@ def test_networks_say_much() -> None:
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_known_architectures(name: str, share: float) -> None:
-    model = parse_model(SMALL[name]())
+    model = small(name)
     given = values(model)
     expected = Interpreter(model).run(given)
     for resident in (False, True):
@@ -308,7 +320,7 @@ def test_rows_come_from_a_function() -> None:
 
 
 def test_inputs_are_checked() -> None:
-    model = parse_model(SMALL["mcunet"]())
+    model = small("mcunet")
     plan = best(records(model))
     with pytest.raises(UsageError, match="another shape or type"):
         execute(plan, [np.zeros((1, 2, 2, 3), np.int8)])
@@ -389,7 +401,7 @@ def test_states_live_on() -> None:
 
 
 def test_without_checks_it_gives_the_same() -> None:
-    model = parse_model(SMALL["efficientnet_b0"]())
+    model = small("efficientnet_b0")
     plan, given = best(records(model)), values(model)
     loose, strict = execute(plan, given, check=False), execute(plan, given)
     assert loose.outputs[0].tobytes() == strict.outputs[0].tobytes()
@@ -398,7 +410,7 @@ def test_without_checks_it_gives_the_same() -> None:
 
 def test_copies_are_no_larger_than_what_is_kept() -> None:
     """Rows that go round the end of a ring are copied together for the time of one row."""
-    model = parse_model(SMALL["mcunet"]())
+    model = small("mcunet")
     plan = best(records(model), 0)
     largest = max(
         line.rows * (right - left) * plan.network.values[line.value].pixel_bytes
@@ -408,7 +420,7 @@ def test_copies_are_no_larger_than_what_is_kept() -> None:
 
 
 def test_an_estimate_is_refused() -> None:
-    network = replace(records(parse_model(SMALL["mcunet"]())), estimated=True)
+    network = replace(records(small("mcunet")), estimated=True)
     with pytest.raises(UsageError, match="no weights"):
         Executor(best(network))
 
@@ -588,7 +600,7 @@ def test_columns_that_are_not_kept_are_found() -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_it_refuses_just_what_the_validator_refuses(seed: int) -> None:
     """Buffers put anywhere: the packing's validator and the run, which share nothing, say the same."""
-    model = parse_model(stream_nets.drawn(seed))
+    model = drawn(seed)
     network, given = records(model), values(model, seed)
     pick = random.Random(seed)
     plan = plan_at_random(network, pick)

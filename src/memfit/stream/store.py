@@ -62,6 +62,21 @@ class Place:
         return self.slots == self.value.height and self.columns == (0, self.value.width)
 
 
+class _Views:
+    """The bytes of a place in the order of the tensor: four dimensions, and beside the elements the bytes of each."""
+
+    def __init__(self, store: Store, place: Place) -> None:
+        store._within(place.buffer, place.offset, place.offset + place.nbytes)
+        self.typed: Array = _image(store.bytes, place).view(place.dtype)[..., 0]
+        if store.check:
+            self.identities: Integers = _image(store._identities, place)
+            self.owners: npt.NDArray[np.int32] = _image(store._owners, place)
+            self.expected = store._expected(place.value, (0, place.slots), place.columns)
+            """Identities of the first rows that there is room for; those of later ones follow at equal distances."""
+        self.step = place.value.width * place.value.itemsize * (1 if place.value.planar else place.value.channels)
+        """From the identity of a byte to that of the one a row further down."""
+
+
 class Store:
     """The array of a run.
 
@@ -101,6 +116,8 @@ class Store:
             a, b = self._number[alias.buffer], self._number[alias.of]
             self._partners[a].append(b)
             self._partners[b].append(a)
+        self._views: dict[str, _Views] = {}
+        """Buffer → the views of its place."""
         self._events = _events(arena.problem.buffers) if check else []
         self._next = 0
 
@@ -149,13 +166,14 @@ class Store:
                 f"{place.slots} rows of columns [{place.columns[0]}, {place.columns[1]})",
             )
         parts = []
+        views = self._of(place)
         for start, end in self._runs(place, rows):
             slot = start % place.slots
             here = self._slots(place, slot, slot + end - start, columns)
             if self.check:
-                expected = self._expected(place.value, (start, end), columns)
-                self._same(self._image(self._identities, place)[here], expected)
-            parts.append(self._typed(self.bytes, place)[here])
+                first = views.expected[self._slots(place, 0, end - start, columns)]
+                self._same(views.identities[here], first + start * views.step)
+            parts.append(views.typed[here])
         if len(parts) == 1:
             return parts[0]
         made = np.concatenate(parts, axis=place.row_axis)
@@ -166,11 +184,13 @@ class Store:
         """Give a row of a value to write into, in the order of its tensor."""
         slot = row % place.slots
         here = self._slots(place, slot, slot + 1, columns)
+        views = self._of(place)
         if self.check:
-            self._owned(place, self._image(self._owners, place)[here], row, columns)
-            self._image(self._identities, place)[here] = self._expected(place.value, (row, row + 1), columns)
+            self._owned(place, views.owners[here], row, columns)
+            first = views.expected[self._slots(place, 0, 1, columns)]
+            np.add(first, row * views.step, out=views.identities[here])
         self._reach(place, slot, columns)
-        return self._typed(self.bytes, place)[here]
+        return views.typed[here]
 
     def read_all(self, place: Place, shape: tuple[int, ...]) -> Array:
         """Give a whole value as an array of its tensor's shape: a view."""
@@ -193,22 +213,19 @@ class Store:
 
     def read_channel(self, place: Place, channel: int) -> Array:
         """Give one channel of a whole image: a view (1, rows, columns, 1)."""
+        views = self._of(place)
         if self.check:
-            found = self._image(self._identities, place)[..., channel, :]
-            value = place.value
-            expected = self._expected(value, (0, value.height), (0, value.width))[..., channel, :]
-            self._same(found, expected)
-        return self._typed(self.bytes, place)[..., channel : channel + 1]
+            self._same(views.identities[..., channel, :], views.expected[..., channel, :])
+        return views.typed[..., channel : channel + 1]
 
     def write_channel(self, place: Place, channel: int) -> Array:
         """Give one channel of a whole image to write into: a view (1, rows, columns, 1)."""
-        value = place.value
+        views = self._of(place)
         if self.check:
-            self._owned(place, self._image(self._owners, place)[..., channel, :], 0, (0, value.width))
-            expected = self._expected(value, (0, value.height), (0, value.width))
-            self._image(self._identities, place)[..., channel, :] = expected[..., channel, :]
+            self._owned(place, views.owners[..., channel, :], 0, (0, place.value.width))
+            views.identities[..., channel, :] = views.expected[..., channel, :]
         self.high = max(self.high, place.offset + place.nbytes)
-        return self._typed(self.bytes, place)[..., channel : channel + 1]
+        return views.typed[..., channel : channel + 1]
 
     def scratch(self, name: str, size: int, *, first: bool) -> Array:
         """Give the bytes of sums, or of scratch; `first` says that nothing is expected to be there yet."""
@@ -295,19 +312,11 @@ class Store:
 
     # -- views ----------------------------------------------------------------------------------------------------
 
-    def _image(self, array: npt.NDArray[Any], place: Place) -> npt.NDArray[Any]:
-        """View the bytes of a place in the order of the tensor: four dimensions, and the bytes of an element."""
-        value, width = place.value, place.columns[1] - place.columns[0]
-        self._within(place.buffer, place.offset, place.offset + place.nbytes)
-        flat = array[place.offset : place.offset + place.nbytes]
-        if not value.planar:
-            return flat.reshape(1, place.slots, width, value.channels, value.itemsize)
-        if place.whole:
-            return flat.reshape(1, value.channels, place.slots, width, value.itemsize)
-        return flat.reshape(1, place.slots, value.channels, width, value.itemsize).swapaxes(1, 2)
-
-    def _typed(self, array: npt.NDArray[np.uint8], place: Place) -> Array:
-        return self._image(array, place).view(place.dtype)[..., 0]
+    def _of(self, place: Place) -> _Views:
+        found = self._views.get(place.buffer)
+        if found is None:
+            found = self._views[place.buffer] = _Views(self, place)
+        return found
 
     def _slots(self, place: Place, start: int, end: int, columns: Span) -> tuple[slice, ...]:
         left = place.columns[0]
@@ -335,6 +344,17 @@ class Store:
         else:
             end = (slot * (right - left) + columns[1] - left) * place.value.pixel_bytes
         self.high = max(self.high, place.offset + end)
+
+
+def _image(array: npt.NDArray[Any], place: Place) -> npt.NDArray[Any]:
+    """View the bytes of a place in the order of the tensor: four dimensions, and the bytes of an element."""
+    value, width = place.value, place.columns[1] - place.columns[0]
+    flat = array[place.offset : place.offset + place.nbytes]
+    if not value.planar:
+        return flat.reshape(1, place.slots, width, value.channels, value.itemsize)
+    if place.whole:
+        return flat.reshape(1, value.channels, place.slots, width, value.itemsize)
+    return flat.reshape(1, place.slots, value.channels, width, value.itemsize).swapaxes(1, 2)
 
 
 def _events(buffers: tuple[Buffer, ...]) -> list[tuple[int, bool, str, int, int]]:
