@@ -21,6 +21,7 @@ from memfit.cli.options import (
     select_options,
     size_option,
 )
+from memfit.cli.threads import multiply_alone
 
 
 @click.command("stream", short_help="Run a big network in small memory: parts computed row by row.")
@@ -63,6 +64,8 @@ def command(*, source: str, emit: Path | None, rows: Rows, output: Output, **opt
     SOURCE is a .tflite file, or any source of `memfit profile`, for an estimate of the int8 network it would become.
     """
     check_output(output)
+    if options["verify"]:
+        multiply_alone()
 
     from memfit import api
 

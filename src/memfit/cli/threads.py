@@ -1,4 +1,4 @@
-"""How PyTorch's threads wait for each other, which can only be said before it is imported."""
+"""How PyTorch's and NumPy's threads work together, which can only be said before these are imported."""
 
 from __future__ import annotations
 
@@ -12,3 +12,13 @@ def wait_asleep() -> None:
     a network runs ten times slower. Not for latencies: those are of programs that leave this as it is.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def multiply_alone() -> None:
+    """Let NumPy multiply matrices in one thread, unless OPENBLAS_NUM_THREADS or OMP_NUM_THREADS is set.
+
+    A row of an image is too little work to share: on a machine that does other things as well, it then takes ten times
+    as long.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memfit.errors import UsageError
+from memfit.formats.tflite import Operator
 from memfit.kernels.convolution import one_channel
 from memfit.kernels.interpreter import Interpreter, check_inputs, dtype_of
 from memfit.kernels.kernel import Array, Region, area_of
@@ -137,6 +138,10 @@ class _Run:
         """Input → how often each of its rows was asked for."""
         self.present: set[int] = set()
         """Inputs of the network that are held whole by now."""
+        self.places: dict[int, Place] = {}
+        """Value → where it lies as a whole."""
+        self.constants: dict[int, tuple[list[Array | None], list[Region | None]]] = {}
+        """Operator → what it reads besides values, and the area of each."""
 
     def run(self) -> Execution:
         store, network = self.store, self.plan.network
@@ -172,10 +177,14 @@ class _Run:
 
     def _place(self, index: int) -> Place:
         """Give where a value lies as a whole."""
-        value = self.values[index]
-        dtype = dtype_of(self.model, self.model.main.tensors[index])
-        offset = self.plan.arena.value_offset(index)
-        return Place(value, value_name(index), offset, value.height, (0, value.width), dtype)
+        found = self.places.get(index)
+        if found is None:
+            value = self.values[index]
+            dtype = dtype_of(self.model, self.model.main.tensors[index])
+            offset = self.plan.arena.value_offset(index)
+            found = Place(value, value_name(index), offset, value.height, (0, value.width), dtype)
+            self.places[index] = found
+        return found
 
     def _lines(self, number: int, layout: SegmentLayout, stripe: int) -> dict[int, Place]:
         """Give where the line buffers of a stripe lie."""
@@ -264,22 +273,29 @@ class _Run:
         parameters = self.plain.parameters[op.index]
         region = Region(row, row + 1, left, right)
         needed = kernel.needed(parameters, region)
-        given: list[Array | None] = []
-        held: list[Region | None] = []
+        if op.index not in self.constants:
+            self.constants[op.index] = self._constants(operator)
+        constants, areas = self.constants[op.index]
+        given, held = list(constants), list(areas)
         for position, i in enumerate(operator.inputs):
-            part = needed[position] if position < len(needed) else None
             if i not in self.values:
-                given.append(self.plain.tensors[i] if i >= 0 else None)
-                held.append(area_of(self.model.main.tensors[i]) if i >= 0 else None)
-            elif part is None:
-                given.append(self.store.read_all(self._place(i), self.model.main.tensors[i].shape))
-                held.append(None)
+                continue
+            part = needed[position] if position < len(needed) else None
+            if part is None:
+                given[position] = self.store.read_all(self._place(i), self.model.main.tensors[i].shape)
             else:
-                given.append(self._read(places.get(i) or self._place(i), part))
-                held.append(part)
+                given[position], held[position] = self._read(places.get(i) or self._place(i), part), part
         place = places.get(op.output) or self._place(op.output)
         kernel.run_region(parameters, given, held, [self.store.write(place, row, columns)], region)
         self.pixels[op.index] += right - left
+
+    def _constants(self, operator: Operator) -> tuple[list[Array | None], list[Region | None]]:
+        tensors, known = self.model.main.tensors, self.plain.tensors
+        fixed = [i if i >= 0 and i not in self.values else None for i in operator.inputs]
+        return (
+            [None if i is None else known[i] for i in fixed],
+            [None if i is None else area_of(tensors[i]) for i in fixed],
+        )
 
     def _read(self, place: Place, part: Region) -> Array:
         """Read a region of an input: of its second and third dimension."""
