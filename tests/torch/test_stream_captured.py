@@ -145,3 +145,42 @@ def test_zeros_before_a_convolution_take_no_memory() -> None:
     rows = memfit.stream(apart, f"1x2x{HEIGHT}x{WIDTH}").rows
     alone = memfit.profile(apart, f"1x2x{HEIGHT}x{WIDTH}", memory="mcunet", per="op").rows
     assert max(row["before_bytes"] for row in rows) == max(row["peak_bytes"] or 0 for row in alone)
+
+
+VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], int, bool]] = {
+    "rows dealt out to channels": (lambda x: x.view(1, 16, HEIGHT, 6), 16, False),
+    "rows and columns change places": (lambda x: x.transpose(2, 3), 8, False),
+    "a copy of that": (lambda x: x.transpose(2, 3).contiguous(), 8, False),
+    "rows cut off": (lambda x: x[:, :, 2:], 8, False),
+    "columns cut off": (lambda x: x[..., :-2], 8, False),
+    "channels last": (lambda x: x.permute(0, 2, 3, 1).reshape(1, 8, HEIGHT, 12), 8, False),
+    "some channels": (lambda x: x[:, 2:6], 4, True),
+    "half of the channels": (lambda x: x.chunk(2, 1)[1], 4, True),
+    "channels shuffled": (lambda x: x.view(1, 2, 4, HEIGHT, 12).transpose(1, 2).reshape(1, 8, HEIGHT, 12), 8, True),
+    "as it is": (lambda x: x.view(1, 8, HEIGHT, 12), 8, True),
+}
+
+
+class Viewed(nn.Module):
+    """A convolution that reads another one's output through a view."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.view, channels, _ = VIEWS[name]
+        self.first, self.second = nn.Conv2d(2, 8, 3, padding=(1, 0)), nn.Conv2d(channels, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.view(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [(name, torch.contiguous_format) for name in VIEWS]
+    + [(name, torch.channels_last) for name in VIEWS if name != "rows dealt out to channels"],  # no view of such memory
+)
+def test_views_that_move_rows_or_columns_are_read_whole(name: str, layout: torch.memory_format) -> None:
+    module = Viewed(name)
+    first, second = network(module.to(memory_format=layout)).ops
+    assert first.reason is None
+    reason = None if VIEWS[name][2] else "its input's rows or columns stand elsewhere in what made it"
+    assert second.reason == reason

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memfit.errors import UsageError
@@ -18,6 +18,7 @@ from memfit.kernels.kernel import constant
 from memfit.kernels.window import BEFORE, SAME
 from memfit.plan.estimate import CAPTURED, as_tflite
 from memfit.stream.reach import Reach, Way, bilinear, nearest, same, shifted, slide, transposed, whole, window
+from memfit.stream.views import moved
 
 INPUT = -1
 """Producer of what the network is given."""
@@ -138,9 +139,21 @@ def network_of(graph: Graph) -> StreamNetwork:
     Raises:
         UsageError: a graph of training, or a network whose batch is not 1.
     """
-    known = isinstance(graph.origin, TfliteModel)
-    model = graph.origin if isinstance(graph.origin, TfliteModel) else as_tflite(graph)
-    return records(model, last=known or _channels_last(graph), estimated=not known)
+    if isinstance(graph.origin, TfliteModel):
+        return records(graph.origin)
+    model, last = as_tflite(graph), _channels_last(graph)
+    found = records(model, last=last, estimated=True)
+    captured = [operator.options.get(CAPTURED) for operator in model.main.operators]
+    elsewhere = moved(graph, {op.index for op in captured if isinstance(op, Op)}, last=last)
+    ops = (
+        replace(
+            op, rows=(), columns=(), sums=False, reason="its input's rows or columns stand elsewhere in what made it"
+        )
+        if op.streams and isinstance(source, Op) and source.index in elsewhere
+        else op
+        for op, source in zip(found.ops, captured, strict=True)
+    )
+    return replace(found, ops=tuple(ops))
 
 
 def _channels_last(graph: Graph) -> bool:
