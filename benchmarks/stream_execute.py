@@ -133,7 +133,8 @@ def main() -> None:
         when = datetime.date.today().isoformat()
         said = (
             f"Measured on {when} with tflite-micro {version('tflite-micro')}, NumPy {version('numpy')}, Python "
-            f"{platform.python_version()}, {platform.machine()}, `python benchmarks/stream_execute.py`:"
+            f"{platform.python_version()}, {platform.machine()}, `OMP_NUM_THREADS=1 python "
+            "benchmarks/stream_execute.py`:"
         )
         body = f"{MARKERS[0]}\n\n{said}\n\n{found}\n\n{MARKERS[1]}"
         pattern = f"{re.escape(MARKERS[0])}.*{re.escape(MARKERS[1])}"

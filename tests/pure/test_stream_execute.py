@@ -227,6 +227,8 @@ def test_a_skip_connection_is_computed_again() -> None:
         agrees(plan, given, expected)
         assert sum(at.segment.extra_macs for at in plan.segments) == plan.extra_macs
     assert (kept.passes, again.passes) == (1, 2)
+    (line,) = [line for line in again.segments[-1].lines if line.value in again.network.inputs]
+    assert line.rows == 3  # for the convolution that reads it there; what read it before is done
     once = plan_stream(network, max_extra_macs=0.1, passes=1)  # of the second image, from the first
     assert (once.passes, once.extra_macs) == (1, network.ops[3].macs + network.ops[4].macs)
     agrees(once, given, expected)
