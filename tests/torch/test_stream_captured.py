@@ -184,3 +184,26 @@ def test_views_that_move_rows_or_columns_are_read_whole(name: str, layout: torch
     assert first.reason is None
     reason = None if VIEWS[name][2] else "its input's rows or columns stand elsewhere in what made it"
     assert second.reason == reason
+
+
+class Parts(nn.Module):
+    """The first part of a layer's output is used before a view of the second is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layer(x).chunk(2, 1)
+        doubled = first * 2
+        return doubled + second.transpose(2, 3).transpose(2, 3)
+
+
+def test_operators_read_what_was_made_before() -> None:
+    graph = memfit.capture(Parts(), f"1x2x{HEIGHT}x{WIDTH}")
+    main = network_of(graph).model.main
+    assert [operator.name for operator in main.operators] == ["CONV_2D", "MUL", "ADD"]
+    known = {tensor.index for tensor in main.tensors if tensor.is_constant} | {*main.inputs}
+    for operator in main.operators:
+        assert known.issuperset(operator.inputs)
+        known.update(operator.outputs)

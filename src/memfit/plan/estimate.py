@@ -118,12 +118,16 @@ class _Made:
             tensor = graph.tensors[i]
             inputs.append(self._activation(values.value_of[tensor.storage, tensor.version], tensor.name or "input"))
         rows = [row for row in layers(graph, values=values) if row.type not in (INPUT, UNUSED) and row.ops]
-        for row in sorted(rows, key=lambda row: max(row.ops)):
+        for row in sorted(rows, key=self._done):
             self._row(row)
         outputs = tuple(sorted({self.of_value[value] for value in values.leaving if value in self.of_value}))
         main = Subgraph(0, "main", tuple(self.tensors), tuple(self.operators), tuple(inputs), outputs)
         codes = tuple(OperatorCode(-1, name, 1, False) for name in self.codes)
         return TfliteModel(graph.source, 3, NOTE, codes, (main,), (Buffer(None, False),), (), (), ())
+
+    def _done(self, row: Layer) -> int:
+        """Give the last operation of a layer that makes something; views of it may come after its first readers."""
+        return max((i for i in row.ops if not self.values.alias[self.place[i]]), default=max(row.ops))
 
     def _row(self, row: Layer) -> None:
         """Write one layer, and its activation behind it where no kernel does that along."""
