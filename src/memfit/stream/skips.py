@@ -21,6 +21,9 @@ TRIALS = 6
 SHARE = 8
 """An image is computed again where it is at least one part in so many of the bytes that live in a segment beside it."""
 
+ROWS = 4
+"""Within the segment it is where it keeps at least one row in so many."""
+
 MOST = 2
 """What is computed again is at most one part in so many of the extra work that is allowed: stripes take some too."""
 
@@ -42,8 +45,8 @@ class _Way:
 class Variants:
     """The best plans of a network, whichever of its skip connections are computed again.
 
-    Which are is not searched in full: one is added after the other, each time the largest that waits beside the segment
-    with the highest peak, as long as that lowers it.
+    Which are is not searched in full: one is added after the other, each time the largest that waits in the segment
+    with the highest peak or beside it, as long as that lowers it.
 
     Args:
         network: from `network_of`.
@@ -96,11 +99,13 @@ class Variants:
 
     def _longer(self, order: Order, front: list[Choice]) -> Iterator[_Way]:
         """Give the orders in which one more image is computed again, the largest first."""
-        written = self.segments(front[0]).network if front else self.network
+        given = self.segments(front[0]) if front else self.choices[0].segments
+        written = given.network
         found: dict[tuple[int, int], tuple[int, int, int]] = {}
         spent = written.macs - self.network.macs
         for choice in dict.fromkeys([*front[:1], *front[-1:]]):
-            for nbytes, producer, reader in _waiting(reordered(written, choice.order), choice):
+            executed = Segments(reordered(written, choice.order), resident=given.resident, passes=given.passes)
+            for nbytes, producer, reader in _waiting(executed, choice):
                 image = (choice.order[producer], choice.order[reader])
                 found.setdefault(image, (nbytes, choice.peak_bytes - nbytes, choice.extra_macs - spent))
         for image, (_, peak, extra) in sorted(found.items(), key=lambda entry: (-entry[1][0], entry[0])):
@@ -127,20 +132,28 @@ def _repeats(order: Order) -> list[int]:
     return [place for place, operation in enumerate(order) if place != first[operation]]
 
 
-def _waiting(executed: StreamNetwork, choice: Choice) -> Iterator[tuple[int, int, int]]:
-    """Give the large images that were there before the segment with the highest peak, and not for it alone.
+def _waiting(executed: Segments, choice: Choice) -> Iterator[tuple[int, int, int]]:
+    """Give the large images that wait beside the segment with the highest peak, or many of whose rows wait within.
 
-    Each is given by its bytes, the operation that made it, and the one that reads it next.
+    Each is given by its bytes, the operation that made it, and the one that it waits for.
     """
     if not choice.segments:
         return
     worst = max(choice.segments, key=lambda segment: segment.peak_bytes)
+    heights = executed.heights(worst.end)
     for value in executed.values.values():
-        if not INPUT < value.producer < worst.begin or SHARE * value.nbytes < worst.peak_bytes:
+        readers = [reader for reader in value.readers if reader >= worst.begin]
+        if not INPUT < value.producer < worst.end or not readers:
             continue
-        later = [reader for reader in value.readers if reader >= worst.begin]
-        if later and (later != list(value.readers) or later[0] >= worst.end):
-            yield value.nbytes, value.producer, later[0]
+        if value.producer < worst.begin:
+            waits = len(readers) < len(value.readers) or readers[0] >= worst.end
+            nbytes, reader = value.nbytes, readers[0]
+        else:
+            rows = heights.get(value.index, 0)
+            waits = len(readers) > 1 and readers[-1] < worst.end and ROWS * rows >= value.height
+            nbytes, reader = rows * value.row_bytes // worst.stripes, readers[-1]
+        if waits and SHARE * nbytes >= worst.peak_bytes:
+            yield nbytes, value.producer, reader
 
 
 def _again(given: StreamNetwork, written: StreamNetwork, order: Order, producer: int, reader: int) -> Order | None:
