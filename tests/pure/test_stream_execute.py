@@ -234,6 +234,18 @@ def test_a_skip_connection_is_computed_again() -> None:
     agrees(once, given, expected)
 
 
+def test_rows_that_wait_within_a_segment_are_computed_again() -> None:
+    """A U-Net that is one segment, with a third of its first image in a line buffer."""
+    model = parse_model(stream_nets.unet(64, 8, 2, resize=True))
+    network, given = records(model), values(model)
+    kept, again = (best(network, share) for share in (0, 0.2))
+    image = network.ops[1].output
+    assert [line.rows for line in kept.segments[0].lines if line.value == image] == [23]
+    assert again.peak_bytes < 0.6 * kept.peak_bytes
+    for plan in (kept, again):
+        agrees(plan, given, Interpreter(model).run(given))
+
+
 @pytest.mark.parametrize("seed", range(16))
 def test_whatever_is_computed_again_is_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any size, here."""
