@@ -14,16 +14,12 @@ from memfit.errors import InternalError
 from memfit.packing import Alias, Buffer, Packing, Problem, pack, violations
 from memfit.packing.buffers import Span as Rectangle
 from memfit.packing.greedy import height
-from memfit.stream.place import place
+from memfit.stream.place import Placer
 from memfit.stream.reach import Span
 from memfit.stream.segments import SUM_BYTES, Flow, LineBuffer, Segment, Segments
 
-HEIGHTS = (1.0, 1.004, 1.01, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0)
-"""Heights for which a packing is looked for, as shares of the most bytes live."""
-
-
-FEW = 350
-"""Rectangles up to which the general search for a low packing is quick."""
+GRAIN = 256
+"""A height is looked for to within one part in so many of the most bytes live."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,6 @@ class Arena:
     layouts: tuple[SegmentLayout, ...]
     problem: Problem
     packing: Packing
-    stuck: int
-    """Segment that stood in the way of a lower packing; the number of segments where none did."""
 
     def line_offset(self, number: int, stripe: int, value: int) -> int:
         """Give the offset in bytes of a line buffer of segment `number`."""
@@ -166,14 +160,15 @@ class _Timeline:
                 self.buffers.append(Buffer(value_name(i), self.values[i].nbytes, [(first, self.step)]))
         else:
             heights = segments.heights(segment.end)
+            heights |= {i: segments.fed_rows(i, segment.begin, segment.end) for i in fed}
             lines = [LineBuffer(i, heights[i], spans[i]) for i in sorted(fed | (made - outputs))]
-            if segment.overlaps:  # in one stripe: rows of inputs make room for rows of outputs
+            if segment.overlaps:  # in one stripe: rows of an input make room for rows of outputs
                 flow = Flow(segments, segment.begin, segment.end)
                 for step, (value, row) in enumerate(flow.steps(), first):
                     if value in births and len(births[value]) == row:
                         births[value].append(step)
-                    for i in dying:
-                        deaths[i] += [max(step, first + 1)] * (flow.low(i) - len(deaths[i]))
+                    for i, died in deaths.items():
+                        died.extend([max(step, first + 1)] * (flow.low(i) - len(died)))
             steps = segments.step_count(segment.begin, segment.end)
             for stripe in range(count):
                 for line in lines:
@@ -192,9 +187,8 @@ class _Timeline:
             self.whole[i] = _Whole(births[i] if by_row else [first] * height)
         for i in dying:
             height = self.values[i].height
-            by_row = segment.overlaps
-            found = deaths[i] + [self.step] * (height - len(deaths[i])) if by_row else [self.step] * height
-            self.whole[i].deaths = found
+            found = deaths[i] + [self.step] * (height - len(deaths[i]))
+            self.whole[i].deaths = found if i == segment.gives_room else found[-1:] * height
         if segment.in_place:
             x, y = ops[0].inputs[0], ops[0].output
             self.aliases.append(Alias(value_name(y), value_name(x)))
@@ -223,39 +217,67 @@ def _rectangles(births: Sequence[int], deaths: Sequence[int], row_bytes: int) ->
     return found
 
 
-def lay_out(segments: Segments, chosen: Sequence[Segment], heights: Sequence[float] = HEIGHTS) -> Arena:
-    """Place every buffer of a choice of segments.
+class Draft:
+    """Every buffer of a choice of segments, not yet placed.
 
     Args:
         segments: of the network.
         chosen: segments that follow each other from the first operation to the last.
-        heights: shares of the most bytes live; for the first that succeeds, the buffers are packed within it. If none
-            does, a general planner packs them.
     """
-    timeline = _Timeline(segments, chosen)
-    timeline.run()
-    layouts = tuple(timeline.layouts)
-    problem = Problem(tuple(timeline.buffers), tuple(timeline.aliases))
-    bound, ends = problem.lower_bound, [layout.end_step for layout in layouts]
-    stuck = len(layouts)
-    for share in heights:
-        placed, reached = place(problem, ends, int(bound * share))
-        if placed is not None:
-            return Arena(layouts, problem, _checked(problem, placed), stuck)
-        stuck = min(stuck, reached)
-    few = sum(len(buffer.spans) for buffer in problem.buffers) <= FEW
-    return Arena(layouts, problem, pack(problem, nodes=100) if few else pack(problem, "size"), stuck)
+
+    def __init__(self, segments: Segments, chosen: Sequence[Segment]) -> None:
+        timeline = _Timeline(segments, chosen)
+        timeline.run()
+        self.layouts = tuple(timeline.layouts)
+        self.problem = Problem(tuple(timeline.buffers), tuple(timeline.aliases))
+        self.bound = self.problem.lower_bound
+        """The most bytes live: no arena is smaller."""
+        self._placer = Placer(self.problem, [layout.end_step for layout in self.layouts])
+        peaks = [layout.segment.peak_bytes for layout in self.layouts]
+        self._starts = dict.fromkeys((peaks.index(max(peaks)), len(peaks) - 1, 0)) if peaks else {}
+
+    @property
+    def stuck(self) -> int:
+        """The segment that stood in the way when the last search failed."""
+        return self._placer.stuck
+
+    def within(self, height: int) -> Arena | None:
+        """Place every buffer within a height in bytes; None where no way is found."""
+        for start in self._starts:
+            placed = self._placer.place(height, start)
+            if placed is not None:
+                return Arena(self.layouts, self.problem, self._checked(placed))
+        return None
+
+    def lowest(self, below: int) -> Arena | None:
+        """Find the lowest arena of less than so many bytes; None where none is found."""
+        low, best = self.bound, self.within(below - 1) if below > self.bound else None
+        while best is not None and best.packing.height - low > max(self.bound // GRAIN, 1):
+            middle = (low + best.packing.height) // 2
+            arena = self.within(middle)
+            low, best = (middle, best) if arena is None else (low, arena)
+        return best
+
+    def anyhow(self) -> Arena:
+        """Place every buffer, within twice the most bytes live, or by a planner that always finds a way."""
+        found = self.lowest(2 * self.bound + 1)
+        return Arena(self.layouts, self.problem, pack(self.problem, "size")) if found is None else found
+
+    def _checked(self, placed: Sequence[int]) -> Packing:
+        """Make a packing, which the independent validator has seen."""
+        offsets, found = self.problem.offsets(placed), height(self.problem.blocks, placed)
+        broken = violations(self.problem, offsets, height=found)
+        if broken:
+            raise InternalError(
+                "a packing by segments is not valid",
+                where=f"{len(self.problem.buffers)} buffers",
+                received=broken[0].message,
+                todo="report this with the network",
+            )
+        return Packing(offsets, found, self.bound, "segments")
 
 
-def _checked(problem: Problem, placed: Sequence[int]) -> Packing:
-    """Make a packing, which the independent validator has seen."""
-    offsets, found = problem.offsets(placed), height(problem.blocks, placed)
-    broken = violations(problem, offsets, height=found)
-    if broken:
-        raise InternalError(
-            "a packing by segments is not valid",
-            where=f"{len(problem.buffers)} buffers",
-            received=broken[0].message,
-            todo="report this with the network",
-        )
-    return Packing(offsets, found, problem.lower_bound, "segments")
+def lay_out(segments: Segments, chosen: Sequence[Segment]) -> Arena:
+    """Place every buffer of a choice of segments; see `Draft`."""
+    draft = Draft(segments, chosen)
+    return draft.within(draft.bound) or draft.anyhow()

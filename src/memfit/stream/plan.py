@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memfit.stream.choose import CAP, Choice, within
-from memfit.stream.layout import HEIGHTS, Arena, SegmentLayout, lay_out, value_name
+from memfit.stream.layout import Arena, Draft, SegmentLayout, value_name
 from memfit.stream.network import StreamNetwork
 from memfit.stream.padding import fold_padding
 from memfit.stream.recompute import reordered
 from memfit.stream.segments import Segment, Segments
 from memfit.stream.skips import Order, Variants
 
-TRIES = 8
+TRIES = 6
 """Choices that are packed, where the first ones do not pack to their bound."""
+
+EASIER = 4
+"""Choices of less work that are packed, where the others need more than they."""
 
 
 @dataclass(frozen=True)
@@ -85,52 +88,73 @@ def plan_stream(
     limit = int(max_extra_macs * network.macs)
     found = Variants(network, max(CAP, max_extra_macs), resident=resident, passes=passes)
     front = tuple(found.front)
-    best: StreamPlan | None = None
+    trials: list[_Trial] = []
     apart: set[tuple[int, Order]] = set()
     """Segments whose output cannot take its input's room: this was in the way of a packing."""
-    for trial in range(TRIES):
-        choice = _candidate(found.without(apart) if apart else front, limit, max_peak_bytes)
-        if best is not None and max_peak_bytes is None and best.peak_bytes <= choice.peak_bytes:
-            break
-        plan = _packed(found, front, choice, max_peak_bytes, HEIGHTS[:1] if trial < TRIES - 1 else HEIGHTS)
-        best = plan if best is None else better(best, plan, max_peak_bytes)
-        near = [at.segment for at in plan.segments[: plan.arena.stuck + 1] if at.segment.overlaps]
-        if plan.arena.packing.optimal or not near or (max_peak_bytes is not None and plan.met):
-            break
-        apart.add((choice.variant, choice.order[near[-1].begin : near[-1].end]))
-    assert best is not None
-    easier = [c for c in front if c.extra_macs <= limit and c.peak_bytes < best.peak_bytes]
-    if max_peak_bytes is None and easier[:-1]:  # what takes less work may be easier to pack
-        for choice in easier[-2 :: -max(len(easier) // TRIES, 1)]:
+    best: StreamPlan | None = None
+    while best is None and len(trials) < TRIES:
+        trial = _Trial(found, _candidate(found.without(apart) if apart else front, limit, max_peak_bytes))
+        best = trial.within(max(trial.draft.bound, max_peak_bytes or 0))
+        if best is None:
+            trials.append(trial)
+            near = [at.segment for at in trial.draft.layouts[: trial.draft.stuck + 1] if at.segment.overlaps]
+            if not near:
+                break
+            apart.add((trial.choice.variant, trial.choice.order[near[-1].begin : near[-1].end]))
+    if best is None or max_peak_bytes is None or best.peak_bytes > max_peak_bytes:
+        for trial in sorted(trials, key=lambda trial: trial.draft.bound):  # a little higher, they may pack
+            best = trial.lowest(2 * trial.draft.bound if best is None else best.peak_bytes) or best
+        best = best or trials[0].anyhow()
+        easier = [c for c in front if c.extra_macs <= limit and c.peak_bytes < best.peak_bytes]
+        for choice in easier[-2 :: -max(len(easier) // EASIER, 1)]:  # what takes less work may be easier to pack
             if choice.peak_bytes < best.peak_bytes:
-                plan = _packed(found, front, choice, max_peak_bytes, HEIGHTS[:1])
-                best = better(best, plan, max_peak_bytes)
-    return best
+                best = _Trial(found, choice).lowest(best.peak_bytes) or best
+    return replace(best, front=front, met=max_peak_bytes is None or best.peak_bytes <= max_peak_bytes)
 
 
-def _packed(
-    found: Variants, front: tuple[Choice, ...], choice: Choice, peak: int | None, heights: Sequence[float]
-) -> StreamPlan:
-    """Pack a choice."""
-    given = found.segments(choice)
-    executed = reordered(given.network, choice.order)
-    segments = Segments(executed, resident=given.resident, passes=given.passes)
-    arena = lay_out(segments, _simpler(segments, choice), heights)
-    met = peak is None or arena.packing.height <= peak
-    return StreamPlan(executed, given.resident, arena, choice.extra_macs, found.network.macs, front, met)
+class _Trial:
+    """A choice, to be packed."""
+
+    def __init__(self, found: Variants, choice: Choice) -> None:
+        given = found.segments(choice)
+        self.choice, self.macs = choice, found.network.macs
+        self.network = reordered(given.network, choice.order)
+        segments = Segments(self.network, resident=given.resident, passes=given.passes)
+        self.resident = given.resident
+        self.draft = Draft(segments, _simpler(segments, choice))
+
+    def within(self, height: int) -> StreamPlan | None:
+        """Pack it within a height in bytes; None where that is not found."""
+        arena = self.draft.within(height)
+        return None if arena is None else self._plan(arena)
+
+    def lowest(self, below: int) -> StreamPlan | None:
+        """Pack it as low as may be; None where that is not below so many bytes."""
+        arena = self.draft.lowest(below)
+        return None if arena is None else self._plan(arena)
+
+    def anyhow(self) -> StreamPlan:
+        """Pack it, however high."""
+        return self._plan(self.draft.anyhow())
+
+    def _plan(self, arena: Arena) -> StreamPlan:
+        return StreamPlan(self.network, self.resident, arena, self.choice.extra_macs, self.macs, (), met=True)
 
 
 def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
     """Count row by row only where the peak needs it: the fewer rectangles, the sooner they are packed."""
-    found = []
-    for segment in choice.segments:
-        if segment.overlaps:
-            rivals = segments.ending(segment.end, 0, choice.peak_bytes + 1, 1)
-            rival = next((r for r in rivals if r.begin == segment.begin and not r.overlaps), segment)
-            found.append(replace(rival, extra_macs=segment.extra_macs))
-        else:
-            found.append(segment)
-    return found
+    ends = [segment.end for segment in choice.segments if segment.overlaps]
+    simple = {
+        (rival.begin, rival.end): rival
+        for rival in reversed(list(segments.among(ends, 0, choice.peak_bytes + 1, 1)))
+        if not rival.overlaps
+    }
+    return [
+        replace(simple.get((segment.begin, segment.end), segment), extra_macs=segment.extra_macs)
+        if segment.overlaps
+        else segment
+        for segment in choice.segments
+    ]
 
 
 def _candidate(front: Sequence[Choice], limit: int, peak: int | None) -> Choice:

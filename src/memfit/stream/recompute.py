@@ -231,7 +231,7 @@ def _upto(
                 if peak >= limit_bytes:
                     continue
                 runs = [Run(ops, segment)]
-                runs += [Run((index,), Segment(index, index + 1, 1, peak, 0, overlaps=False)) for index in chain]
+                runs += [Run((index,), Segment(index, index + 1, 1, peak, 0)) for index in chain]
                 reads = segment.stripes if fed else 0
                 yield (
                     (place, known + 1),

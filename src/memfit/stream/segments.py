@@ -67,13 +67,18 @@ class Segment:
     """Most bytes live at one time while it runs, values that only wait included."""
     extra_macs: int
     """Multiply-accumulates above the plain run's; below 0 where rows that nobody needs are left out."""
-    overlaps: bool
-    """True where rows of the output are counted as taking the room of rows of the inputs."""
+    gives_room: int | None = None
+    """The input whose rows, once consumed, are counted as room for rows of the output."""
     in_place: bool = False
     """True for an operation that runs plainly and whose output has the input's bytes: a depthwise convolution, which
     overwrites it channel by channel, or a reshape."""
     edge: int = 0
     """Columns that the outer stripes have more than an equal share; see `stripes`."""
+
+    @property
+    def overlaps(self) -> bool:
+        """True where rows of the output take the room of rows of an input."""
+        return self.gives_room is not None
 
 
 _Columns = tuple[Integers, Integers]
@@ -240,6 +245,16 @@ class Segments:
             end = begin
         return found
 
+    def fed_rows(self, value: int, begin: int, end: int) -> int:
+        """Give the height of a fed input's line buffer in a segment `[begin, end)`, whatever read it before."""
+        times = self.reads[value]
+        if len(times) == 1:
+            return self.heights(end)[value]
+        key = (min(first for first, _ in times if first >= begin), end)
+        if key not in self._heights:
+            self._heights[key] = self.follow(*key)
+        return self._heights[key][value]
+
     def step_count(self, begin: int, end: int) -> int:
         """Count the rows that flow through operations `[begin, end)` in one stripe, as `Flow.steps` gives them."""
         rows: dict[int, int] = {}
@@ -319,8 +334,8 @@ class Segments:
         peak = sum(self.values[i].nbytes for i in (*live, *made))
         if self._in_place(op):
             peak -= self.values[op.output].nbytes - self.scratch(op)
-            return Segment(index, index + 1, 1, peak, 0, overlaps=False, in_place=True)
-        return Segment(index, index + 1, 1, peak, 0, overlaps=False)
+            return Segment(index, index + 1, 1, peak, 0, in_place=True)
+        return Segment(index, index + 1, 1, peak, 0)
 
     def scratch(self, op: StreamOp) -> int:
         """Give the bytes that an operation in place needs besides: one channel of a depthwise convolution."""
@@ -469,7 +484,12 @@ class Segments:
                 waiting += ((nearest[i] < ends) & ~fed) * values[i].nbytes
                 if fed.any():
                     a, b = wanted[i]
-                    own = own + fed * shared.rows_kept(i) * values[i].pixel_bytes * (b - a)
+                    kept = shared.rows_kept(i)
+                    if len(self.reads[i]) > 1:
+                        kept = np.array(
+                            [f and self.fed_rows(i, op.index, int(e)) for f, e in zip(fed, ends, strict=True)]
+                        )
+                    own = own + fed * kept * values[i].pixel_bytes * (b - a)
                     usable &= ~fed | single | (extra > 0)
                     if self.passes is not None:
                         usable &= ~fed | (counts <= self.passes)
@@ -478,58 +498,67 @@ class Segments:
             for way, at in np.argwhere(fits) if every else _undominated(extra, most, cuts.counts, fits):
                 count, edge = cuts.ways[way]
                 peak, work = int(most[way, at]), int(extra[way, at])
-                yield Segment(op.index, int(ends[at]), count, peak, work, overlaps=False, edge=edge)
+                yield Segment(op.index, int(ends[at]), count, peak, work, edge=edge)
             if not again:
                 least = np.minimum(most[0], limit_bytes)
                 for at in np.flatnonzero(usable[0] & (leaving == 1) & (waiting + own[0] < least)):
                     end = int(ends[at])
                     met = {i: reader for i, reader in nearest.items() if reader < end}
                     inputs = {i: reader for i, reader in met.items() if i in live or not self.fed(i, op.index, end)}
-                    low = self._overlapped(end, inputs, int(waiting[at]), int(least[at] - own[0, at]))
-                    if low is not None:
+                    low, giver = self._overlapped(end, inputs, int(waiting[at]), int(least[at] - own[0, at]))
+                    if giver is not None:
                         peak, work = low + int(own[0, at]), int(extra[0, at])
-                        yield Segment(op.index, end, 1, peak, work, overlaps=True)
+                        yield Segment(op.index, end, 1, peak, work, gives_room=giver)
 
-    def _overlapped(self, end: int, inputs: Mapping[int, int], waiting: int, limit_bytes: int) -> int | None:
-        """Give the bytes of whole values where rows of the output take the room of rows of inputs; None if they cannot.
+    def _overlapped(
+        self, end: int, inputs: Mapping[int, int], waiting: int, limit_bytes: int
+    ) -> tuple[int, int | None]:
+        """Let rows of the output take the room of rows of an input; give the bytes of all whole values, and the input.
+
+        A single one: what several inputs leave is not in one piece. The others make room when all of them is consumed.
 
         Args:
             end: of the segment, which makes nothing for others but the last operation's output.
             inputs: those that are held whole → the first operation in the segment that reads them.
             waiting: bytes of all that is whole while it runs, without its outputs.
-            limit_bytes: so many or more are given as None.
-        """
-        last = self.ops[end - 1]
-        dying = [i for i in inputs if self.last[i] < end]
-        if not dying or self.last[last.output] < end or any(self.values[i].planar for i in dying):
-            return None
-        output = self.values[last.output]
-        stays = waiting - sum(self.values[i].nbytes for i in dying)
-        made = self._made_by(end) if stays + output.nbytes < limit_bytes else None
-        if made is None:
-            return None
-        during = np.arange(1, output.height + 1) * output.row_bytes
-        for i in dying:
-            kept = self._kept_rows(i, inputs[i], end, made)
-            if kept is None:
-                return None
-            during = during + kept * self.values[i].row_bytes
-        low = max(stays + int(during.max()), waiting)
-        return low if low < limit_bytes else None
+            limit_bytes: of no interest is what needs as much or more.
 
-    def _kept_rows(self, value: int, reader: int, end: int, made: dict[int, Integers]) -> Integers | None:
+        Returns:
+            The limit and None where nothing needs less.
+        """
+        best: tuple[int, int | None] = (limit_bytes, None)
+        output = self.values[self.ops[end - 1].output]
+        dying = [self.values[i] for i in inputs if self.last[i] < end]
+        stays = waiting - sum(value.nbytes for value in dying)
+        if self.last[output.index] < end or any(value.planar for value in dying) or stays + output.nbytes >= best[0]:
+            return best
+        kept = {value.index: self._kept_rows(value.index, inputs[value.index], end) for value in dying}
+        during = stays + np.arange(1, output.height + 1) * output.row_bytes
+        for value in dying:
+            rows = kept[value.index]
+            if rows is None:
+                return best
+            during += (rows > 0) * value.nbytes
+        for i, rows in kept.items():
+            if rows is not None:
+                value = self.values[i]
+                low = max(int((during - (rows > 0) * value.nbytes + rows * value.row_bytes).max()), waiting)
+                best = (low, i) if low < best[0] else best
+        return best
+
+    def _kept_rows(self, value: int, reader: int, end: int) -> Integers | None:
         """Give how many rows of an input are still needed when row y of the last output is made; None for no answer.
 
         Args:
             value: the input.
             reader: the first operation in the segment that reads it; those before have read it all.
             end: of the segment.
-            made: from `_made_by`.
         """
         key = (value, reader, end)
         if key not in self._kept:
+            made = self._made_by(end)
             readers = [self.ops[index] for index in self.values[value].readers if index >= reader]
-            if any(op.output not in made for op in readers):
+            if made is None or any(op.output not in made for op in readers):
                 self._kept[key] = None
             else:
                 firsts = [self._firsts[id(op.rows[op.inputs.index(value)])] for op in readers]
