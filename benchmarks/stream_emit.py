@@ -1,10 +1,11 @@
 """What `memfit stream --emit` reaches: both files run in TensorFlow Lite Micro, and every whole tensor compared.
 
-    python benchmarks/stream_emit.py MODEL.tflite... [--inputs 100]
+    python benchmarks/stream_emit.py [MODEL.tflite...] [--inputs 100] [--made] [--made-inputs 5]
 
 For each model: search and write in this process, on its CPU time; the smallest arena with which the runtime starts, by
 trying; outputs on so many inputs in an arena of exactly the predicted size; and with memfit's own kernels, on the same
-number of inputs, all tensors that both files have: those between units of patches, and all beside them.
+number of inputs, all tensors that both files have: those between units of patches, and all beside them. `--made` adds
+the int8 models with random weights of `stream_execute.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from stream_execute import made
 
 from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.kernels import Interpreter
@@ -46,10 +48,10 @@ def tensors(model: TfliteModel, found: Patched, inputs: int) -> tuple[int, int]:
     return len(pairs) * inputs, equal
 
 
-def row(path: Path, inputs: int) -> list[str]:
+def row(path: Path, inputs: int, share: float) -> list[str]:
     model = read_model(path)
     start = time.process_time()
-    found = emit(model)
+    found = emit(model, max_extra_macs=share)
     spent = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "patched.tflite"
@@ -77,14 +79,20 @@ def row(path: Path, inputs: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--inputs", type=int, default=100)
+    parser.add_argument("--share", type=float, default=0.1, help="extra MACs, as a share")
+    parser.add_argument("--made", action="store_true")
+    parser.add_argument("--made-inputs", type=int, default=5)
     given = parser.parse_args()
     print(f"{VERSION}, NumPy {np.__version__}; bytes of arena; CPU seconds")
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
     for path in given.models:
-        print("| " + " | ".join(row(path, given.inputs)) + " |", flush=True)
+        print("| " + " | ".join(row(path, given.inputs, given.share)) + " |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in made(Path(folder)) if given.made else []:
+            print("| " + " | ".join(row(path, given.made_inputs, given.share)) + " |", flush=True)
 
 
 if __name__ == "__main__":

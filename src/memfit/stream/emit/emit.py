@@ -197,15 +197,13 @@ def _search(
             tried.setdefault(height, estimate)
             if choice is None or estimate > limit:
                 return
-            made = _file(network, choice, height)
-            if isinstance(made, _File):
-                if made.smallest_bytes < limit:
-                    best = made
+            made, failed = _file(network, choice, height, limit - choice.tail_bytes)
+            if made is not None and made.smallest_bytes < limit:
+                best = made
+            if not failed or (made is not None and made is not best):
                 return
-            for key in made:
+            for key in failed:
                 margins[key] = margins.get(key, 0) + height // 64
-            if not made:
-                return
 
     if heights is not None:
         for given in heights:
@@ -225,27 +223,34 @@ def _search(
     return best
 
 
-def _file(network: Network, choice: Choice, height: int) -> _File | list[Unit]:
-    """Lower a choice and pack it into a height; the units that do not fit if it cannot be."""
+def _file(network: Network, choice: Choice, height: int, most: int) -> tuple[_File | None, list[Unit]]:
+    """Lower a choice and pack it: into the height that it is for, or into what it needs up to `most` bytes.
+
+    Besides, the units whose patches do not fit into the height: less of them might.
+    """
     try:
         draft = lower(network, choice.units, upper=choice.upper)
     except CannotPatch:  # at another place than the one that its cost was worked out for
-        return []
+        return None, []
     found = place(draft, height)
+    ends = {draft.cuts[number].position for number in found.failed if number < len(draft.cuts)}
+    failed = [unit._replace(cuts=()) for unit in choice.units if unit.cuts and unit.end in ends]
+    low, step = bound(draft), 16
     if found.failed:
-        ends = {draft.cuts[number].position for number in found.failed if number < len(draft.cuts)}
-        return [unit._replace(cuts=()) for unit in choice.units if unit.cuts and unit.end in ends]
-    low, high = bound(draft), height
-    while high - low >= 16:
-        middle = (low + high) // 32 * 16
+        low, step = height + 16, height // 64
+        found = place(draft, min(most, height + height // 4) // 16 * 16)
+        if found.failed or found.height < low:
+            return None, failed
+    while found.height - low >= step:
+        middle = (low + found.height) // 32 * 16
         lower_one = place(draft, middle)
         if lower_one.failed:
             low = middle + 16
         else:
-            found, high = lower_one, middle
+            found = lower_one
     offsets = [found.offsets.get(tensor, -1) for tensor in range(len(draft.tensors))]
     needed = arena(draft.records(), offsets=offsets)
-    return _File(height, needed.smallest_bytes, draft, found.offsets, choice)
+    return _File(height, needed.smallest_bytes, draft, found.offsets, choice), failed
 
 
 # -- proof ------------------------------------------------------------------------------------------------------------

@@ -77,14 +77,17 @@ def found_uses(draft: Draft) -> dict[int, tuple[int, list[Use]]]:
     last = len(draft.operators) + 1
     for tensor in (draft.whole[i] for i in draft.model.main.outputs if i in draft.whole):
         read[tensor].append((last, 0, draft.nbytes(tensor)))
+    scratch = [time for time, operator in enumerate(draft.operators, 1) if draft.scratch(operator)]
     found: dict[int, tuple[int, list[Use]]] = {}
     for tensor, first in written.items():
         size = draft.nbytes(tensor)
         root, at = draft.root(tensor)
         most, uses = found.setdefault(root, (draft.nbytes(root), []))
-        uses.extend(
-            Use(at + low, at + high, first, end + 1) for low, high, end in _last_reads(size, first, read[tensor])
-        )
+        reads = list(_last_reads(size, first, read[tensor]))
+        uses.extend(Use(at + low, at + high, first, end + 1) for low, high, end in reads)
+        if len(reads) > 1:  # the runtime places scratch buffers beside whole tensors
+            last_read = max(end for _, _, end in reads)
+            uses.extend(Use(at, at + size, time, time + 1) for time in scratch if first <= time <= last_read)
         found[root] = max(most, at + size), uses
     return found
 

@@ -116,6 +116,8 @@ class Stretch:
     standing_bytes: int
     """Whole values that live across it, inputs that live on, and the one that is written over."""
     tails: Tails
+    scratch: bool
+    """Whether the runtime places scratch buffers while a node runs."""
     groups: int = 1
     least_tail: int = 0
     """Tail bytes that its patches take at least."""
@@ -252,6 +254,7 @@ class Search:
         self.macs_after = [*accumulate(reversed(macs), initial=0)][::-1]
         """By cut, the multiply-accumulates of all nodes after it."""
         self.live = [network.live(position) for position in range(self.count + 1)]
+        self.scratch = [self._scratch(node) for node in network.nodes]
         self.plain_bytes = [self._plain(node) for node in network.nodes]
         self.stretches = list(self._stretches())
         self.by_end: dict[int, list[Stretch]] = {}
@@ -275,10 +278,13 @@ class Search:
         if len(node.operators) > 1:
             return 1 << 62  # its padding is written in another way
         made = 0 if in_place(self.network, node) is not None else sum(nbytes[o] for o in node.outputs)
+        return sum(nbytes[v] for v in live) + made + self.scratch[node.index]
+
+    def _scratch(self, node: Node) -> int:
+        """Give the bytes of a node's scratch buffers when it runs by itself."""
         draft = Draft(self.network.model)
         lower_unit(draft, self.network, Unit(node.index, node.index + 1, ()))
-        scratch = sum(align_up(size, ALIGNMENT) for size in draft.scratch(draft.operators[0]))
-        return sum(nbytes[v] for v in live) + made + scratch
+        return sum(align_up(size, ALIGNMENT) for size in draft.scratch(draft.operators[-1]))
 
     def _stretches(self) -> Iterator[Stretch]:
         network = self.network
@@ -297,9 +303,10 @@ class Search:
                 dying = tuple(i for i in inputs if network.last[i] < end and i != over)
                 standing = [v for v in self.live[begin] if v not in dying]
                 waiting = sum(network.nbytes[v] for v in standing)
+                scratch = any(self.scratch[begin:end])
                 wide = [network.images[first.output].channels for first, _ in pairs(network, network.nodes[begin:end])]
                 for groups in [count for count in GROUPS if count <= min(wide, default=1)]:
-                    yield Stretch(network, begin, end, inputs, over, dying, waiting, self.tails, groups)
+                    yield Stretch(network, begin, end, inputs, over, dying, waiting, self.tails, scratch, groups)
 
     def best(
         self,
@@ -472,6 +479,8 @@ class Search:
 
     def _waiting(self, stretch: Stretch, cost: Cost, span: tuple[int, int], *, upward: bool) -> float:
         """Give the bytes of values before a unit that a patch and those after it read."""
+        if stretch.scratch:  # the runtime places it beside whole tensors
+            return sum(self.network.nbytes[value] for value in stretch.dying)
         total, height = 0.0, self.network.images[stretch.output].height
         for value in stretch.dying:
             x = self.network.images[value]
