@@ -14,7 +14,7 @@ from tflm_runtime import need_runtime
 
 import memfit
 from memfit.cli.main import main
-from memfit.errors import InternalError, OutputError, UsageError
+from memfit.errors import InternalError, OutputError, SourceError, UsageError
 from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.memory.tflm import arena
 from memfit.plan.arena import planned_file
@@ -429,6 +429,21 @@ def test_what_cannot_be_written_says_so(source: str, target: str, what: str, tod
     assert said.where
     assert said.received
     assert not (tmp_path / target).exists()
+
+
+def test_a_model_whose_shapes_contradict_each_other_is_an_error_of_the_file() -> None:
+    net = Net()
+    x = net.conv(net.input(1, 16, 8, 4), 8)
+    y = net.add(x, net.conv(net.conv(x, 48, kernel=1), 8))
+    net.tensors[y] = net.tensors[y]._replace(shape=(1, 16, 8, 9))
+    model = parse_model(net.build(y), "odd.tflite")
+    network = network_of(model)
+    draft = lower(network, [Unit(k, k + 1, ()) for k in range(4)])
+    places = place(draft, 3 * bound(draft)).offsets
+    with pytest.raises(SourceError, match="do not fit together") as caught:
+        prove(network, draft, places, parse_model(write(draft, places)))
+    assert caught.value.where
+    assert caught.value.where.startswith("odd.tflite")
 
 
 def test_a_source_that_is_no_file_and_a_target_that_is_the_source(tmp_path: Path) -> None:

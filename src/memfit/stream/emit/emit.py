@@ -104,6 +104,7 @@ def emit(
     Raises:
         UsageError: a model without convolutions, or of floats.
         UnsupportedOp: an operator that the runtime lacks.
+        SourceError: tensors or options of the model contradict each other.
         InternalError: the file computes something else, or reads a wrong byte: it is not handed out.
     """
     check(model)
@@ -260,14 +261,16 @@ def prove(network: Network, draft: Draft, places: Mapping[int, int], made: Tflit
     """Check the packing, follow every byte through the arena, and compare all whole tensors on random inputs.
 
     Raises:
+        SourceError: the model's own tensors contradict each other.
         InternalError: says what is wrong.
     """
+    before, after = Interpreter(network.model, keep=True), Interpreter(made, keep=True)
+    before.run(sample_inputs(network.model, FIRST_RANDOM, 0))
     held = [buffer for buffer in buffers(draft) if not buffer.name.startswith(SCRATCH)]
     broken = violations(Problem(tuple(held)), {buffer.name: places[int(buffer.name)] for buffer in held})
     if broken:
         raise _wrong(network.model, "the arena's plan is not valid", broken[0].message)
     assert_intact(made)
-    before, after = Interpreter(network.model, keep=True), Interpreter(made, keep=True)
     for number in range(PROOFS):
         values = sample_inputs(network.model, FIRST_RANDOM + number, 0)
         before.run(values)
