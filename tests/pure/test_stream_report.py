@@ -219,3 +219,9 @@ def test_what_was_needed_before_is_of_elements_as_wide(tmp_path: Path, kind: str
     assert found.totals["baseline_peak_bytes"] == 12 * 12 * (8 + 4) * size
     assert found.totals["peak_bytes"] < found.totals["baseline_peak_bytes"]
     assert found.rows[0]["before_bytes"] == 12 * 12 * (8 + 4) * size
+
+
+def test_a_runtime_that_is_not_installed_is_told(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memfit.stream.verify.find_spec", lambda _: None)
+    said = lines(planned(network, verify=True, verify_inputs=1))
+    assert said[-1] == "the real runtime was not asked: tflite-micro is not installed (extra tflm)"

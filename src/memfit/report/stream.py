@@ -75,6 +75,8 @@ def lines(result: Result) -> list[str]:
         found.append(_verified(result.verification))
     if result.emitted is not None:
         found += _emitted(result.emitted, result.totals["limit_bytes"])
+    if result.verification is not None and result.verification["runtime"] is None:
+        found.append("the real runtime was not asked: tflite-micro is not installed (extra tflm)")
     return found
 
 
@@ -214,7 +216,7 @@ _NEW = {
     "line_bytes": Column("line buffers", format_bytes, 62),
     "before_bytes": Column("before", format_bytes, 76),
     "extra_macs": Column("extra MACs", format_count, 82),
-    "extra_macs_share": Column("share", columns.COLUMNS["params_share"].cell, 84),
+    "extra_macs_share": Column("share", columns.COLUMNS["params_share"].cell, 15),
     "fed_peak_bytes": Column("input fed", format_bytes, 92),
     "resident_peak_bytes": Column("input resident", format_bytes, 91),
 }
