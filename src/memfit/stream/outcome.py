@@ -77,15 +77,19 @@ def stream_network(
 
     def planned(share: float) -> dict[bool, StreamPlan]:
         """Plan with the input fed (False) and resident (True)."""
-        found = {
+        return {
             way: plan_stream(network, max_extra_macs=share, max_peak_bytes=limits.ram, resident=way, passes=passes)
             for way in (False, True)
         }
-        return found | {False: better(found[False], found[True], limits.ram)}  # what is fed may be taken whole at first
 
-    both = planned(max_extra_macs)
+    def chosen(found: dict[bool, StreamPlan]) -> dict[bool, StreamPlan]:
+        """Let an input that is fed be taken whole at first, where that is better."""
+        return found | {False: better(found[False], found[True], limits.ram)}
+
+    found = planned(max_extra_macs)
+    both = chosen(found)
     plan = both[resident]
-    front = _front(both, network.macs, resident=resident)
+    front = _front(found, network.macs, resident=resident)
     plainly = figures(View(graph, Options(bits=_bits(network))))
     before, names = _before(graph, network, plan, plainly.per_op), operator_names(graph, network.model)
     baseline = plainly.total_bytes
@@ -152,7 +156,7 @@ def stream_network(
             for op in network.ops
             if op.reason is not None
         ),
-        advice=_advice(totals, front, max_extra_macs, lambda share: planned(share)[resident]),
+        advice=_advice(totals, front, max_extra_macs, lambda share: chosen(planned(share))[resident]),
     )
     return result, plan
 
