@@ -102,7 +102,7 @@ def emit(
         progress: is told what is being done.
 
     Raises:
-        UsageError: a model without convolutions, or of floats.
+        UsageError: a model without convolutions, or of types that no patches are made of.
         UnsupportedOp: an operator that the runtime lacks.
         SourceError: tensors or options of the model contradict each other.
         InternalError: the file computes something else, or reads a wrong byte: it is not handed out.
@@ -146,10 +146,10 @@ def check(model: TfliteModel) -> None:
     types = dict.fromkeys(model.main.tensors[o.outputs[0]].type for o in operators)
     if not TYPES & set(types):
         raise UsageError(
-            "patches are computed in integers, so that every byte stays what it was",
+            f"patches are of {', '.join(sorted(TYPES))} only",
             where=model.source,
             received=f"convolutions of {', '.join(types)}",
-            todo="quantize the model to int8; memfit plan gives the lowest arena of it as it is",
+            todo="convert the model to int8; memfit plan gives the lowest arena of it as it is",
         )
 
 

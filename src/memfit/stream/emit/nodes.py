@@ -18,8 +18,8 @@ from memfit.memory.tflm.calls import tensor_bytes
 SAME, VALID = 0, 1
 """Padding of the schema."""
 
-TYPES = frozenset({"INT8", "INT16"})
-"""What patches are computed in: integers, whose sums do not depend on an order or on zeros that are added."""
+TYPES = frozenset({"INT8", "INT16", "FLOAT32"})
+"""What patches are computed in: each output is summed by itself, in one order, and zeros may be added to the sum."""
 
 _CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 _GROWING = "TRANSPOSE_CONV"
@@ -257,7 +257,7 @@ def _kind(
     if y is None or not inputs or any(i not in images for i in inputs):
         return "it is not from image to image, one at a time"
     if any(tensors[i].type not in TYPES or tensors[i].is_variable for i in (*inputs, out)):
-        return "patches are of INT8 and INT16 only"
+        return "patches are of INT8, INT16 and FLOAT32 only"
     x = images[inputs[0]]
     name = operator.name
     same_rows, same_columns = Window(1, 1, 0, y.height, y.height), Window(1, 1, 0, y.width, y.width)

@@ -22,7 +22,7 @@ def check_emit(source: object, path: str | Path, *, force: bool) -> None:
     """Refuse, before any work is done, what could not be written afterwards.
 
     Raises:
-        UsageError: a source that is no `.tflite` file, another suffix, or a network without integer convolutions.
+        UsageError: a source that is no `.tflite` file, another suffix, or no convolutions that can be cut.
         OutputError: a file that exists or is the source itself, or a folder that does not.
     """
     origin = source.origin if isinstance(source, Graph) else source
