@@ -15,9 +15,10 @@ from tflite_models import Net
 import memfit
 from memfit.analysis.result import Stream
 from memfit.errors import SourceError, UsageError
+from memfit.formats.tflite import read_model
 from memfit.report import RENDERERS, png, table
 from memfit.report.stream import _points, lines
-from memfit.stream import network_of, plan_stream
+from memfit.stream import network_of, plan_stream, records
 from memfit.stream.choose import within
 from memfit.units import format_bytes
 
@@ -206,6 +207,18 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"(?s)rows or columns.*broken.tflite.*16,777,216 by 8.*how the model was made"
     ):
         memfit.stream(str(path))
+
+
+def test_a_window_that_does_not_move_is_refused(tmp_path: Path) -> None:
+    net = stream_nets.StreamNet()
+    path = tmp_path / "still.tflite"
+    path.write_bytes(net.build(stream_nets.Net.pool(net, net.conv(net.image(8, 8, 2), 2), stride=1)))
+    model = read_model(path)
+    pool = model.main.operators[1]
+    still = pool._replace(options={**pool.options, "stride_w": 0})
+    main = model.main._replace(operators=(model.main.operators[0], still))
+    with pytest.raises(SourceError, match=r"(?s)AVERAGE_POOL_2D.*do not fit together.*operator 1"):
+        records(dataclasses.replace(model, subgraphs=(main,)))
 
 
 def test_a_file_whose_shapes_contradict_each_other_is_refused_by_its_run(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from memfit.errors import UsageError
 from memfit.formats.tflite import Operator, TfliteModel, TfliteTensor
 from memfit.graph.model import Graph, Op
-from memfit.kernels.kernel import constant
+from memfit.kernels.kernel import constant, senseless
 from memfit.kernels.window import BEFORE, SAME
 from memfit.plan.estimate import CAPTURED, as_tflite
 from memfit.stream.reach import Reach, Way, bilinear, nearest, same, shifted, slide, transposed, whole, window
@@ -486,6 +486,8 @@ def _operator(model: TfliteModel, operator: Operator, values: dict[int, Value], 
             sums = alone
         except _Refusal as refusal:
             reason = str(refusal)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            raise senseless(model, operator, error) from error
     name = values[output].name if made else operator.name.lower()
     return StreamOp(
         operator.index, operator.name, name, read, output, made[1:], *parts, macs, sums, reason, operator.index
