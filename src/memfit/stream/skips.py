@@ -15,8 +15,8 @@ from memfit.stream.network import INPUT, StreamNetwork
 from memfit.stream.recompute import reordered
 from memfit.stream.segments import Segments
 
-TRIALS = 6
-"""The most ways to write a network that are looked at, besides the one that was given."""
+OPERATIONS = 600
+"""How many operations all the ways together have that are looked at besides the one that was given: they take time."""
 
 SHARE = 8
 """An image is computed again where it is at least one part in so many of the bytes that live in a segment beside it."""
@@ -65,14 +65,16 @@ class Variants:
         self.front = self.without(())
         """All ways that no other beats in both peak and extra work, from least work to least memory."""
         tried: set[Order] = set()
+        left = OPERATIONS
         ways = self._longer(tuple(range(len(network.ops))), self.front)
-        while len(tried) < TRIALS and (way := next(ways, None)) is not None:
+        while (way := next(ways, None)) is not None and len(way.order) <= left:
             variant = reordered(network, way.order)
             spent = variant.macs - network.macs
             rival = within(self.front, extra_macs=min(way.extra_macs + spent, limit))
             if way.order in tried or MOST * spent > limit or rival is None or rival.peak_bytes <= way.peak_bytes:
                 continue
             tried.add(way.order)
+            left -= len(way.order)
             known = within(self.front, extra_macs=spent)
             segments = Segments(variant, resident=resident, passes=passes)
             choices = Choices(segments, cap, repeats=_repeats(way.order), below=known.peak_bytes if known else None)
