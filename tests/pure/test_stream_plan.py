@@ -6,17 +6,18 @@ import random
 from itertools import pairwise
 
 import pytest
+import stream_nets
 
 from memfit.errors import UsageError
 from memfit.formats.flatbuffer import Span
-from memfit.formats.tflite import Operator, Subgraph, TfliteModel, TfliteTensor
+from memfit.formats.tflite import Operator, Subgraph, TfliteModel, TfliteTensor, parse_model
 from memfit.graph.model import Graph
 from memfit.kernels import KERNELS, Region
 from memfit.kernels.window import Axis
 from memfit.packing import violations
 from memfit.stream import StreamNetwork, StreamOp, network_of, plan_stream, records
 from memfit.stream.choose import choose, within
-from memfit.stream.layout import lay_out
+from memfit.stream.layout import lay_out, value_name
 from memfit.stream.reach import bilinear, nearest, transposed, window
 from memfit.stream.recompute import gates_of, reordered
 from memfit.stream.segments import Flow, Segment, Segments
@@ -338,6 +339,51 @@ def test_packings_are_valid_and_reach_the_plan(seed: int) -> None:
             arena = lay_out(Segments(executed, resident=resident), choice.segments)
             assert not violations(arena.problem, arena.packing.offsets, height=arena.packing.height)
             assert arena.problem.lower_bound == choice.peak_bytes
+
+
+@pytest.mark.parametrize("seed", [2, 6, 24, 69, *range(100, 110)])
+def test_what_lives_is_what_the_plan_counts(seed: int) -> None:
+    """Passes, gates that wait for their image, and inputs that nobody reads among them."""
+    network = records(parse_model(stream_nets.drawn(seed)))
+    for resident in (False, True):
+        for choice in choose(Segments(network, resident=resident)):
+            executed = reordered(network, choice.order)
+            arena = lay_out(Segments(executed, resident=resident), choice.segments)
+            assert arena.problem.lower_bound == choice.peak_bytes
+            assert max(segment.peak_bytes for segment in choice.segments) == choice.peak_bytes
+
+
+def test_an_input_that_nobody_reads_is_never_taken() -> None:
+    network = records(parse_model(stream_nets.drawn(2)))
+    unread = [i for i in network.inputs if not network.values[i].readers]
+    assert unread
+    fed, resident = (plan_stream(network, resident=way).arena for way in (False, True))
+    assert not {value_name(i) for i in unread} & {buffer.name for buffer in fed.problem.buffers}
+    there = {buffer.name: buffer.spans for buffer in resident.problem.buffers}
+    for i in unread:
+        assert [(span.lower, span.upper) for span in there[value_name(i)]] == [(0, resident.layouts[0].end_step)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_ends_together_are_as_each_alone(seed: int) -> None:
+    for network in (draw(seed), excited(seed)):
+        segments, ends = Segments(network), range(1, len(network.ops) + 1)
+        alone = [segment for end in ends for segment in segments.ending(end, network.macs, 1 << 40)]
+        together = list(segments.among(ends, network.macs, 1 << 40))
+        assert len(together) == len(alone)
+        assert set(together) == set(alone)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.1])
+def test_rows_in_the_room_of_others_are_packed_to_the_bound(share: float) -> None:
+    """One such output after the other, each below the one before; the segment that needs most is not the first."""
+    plan = plan_stream(records(parse_model(stream_nets.mcunet())), max_extra_macs=share)
+    assert sum(layout.segment.overlaps for layout in plan.segments) > 2
+    assert (
+        plan.peak_bytes
+        == plan.arena.problem.lower_bound
+        == min(c.peak_bytes for c in plan.front if c.extra_macs <= share * plan.macs)
+    )
 
 
 @pytest.mark.parametrize("seed", range(25))

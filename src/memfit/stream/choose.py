@@ -115,7 +115,10 @@ class Choices:
         while front.steps:
             step, source = front.steps[front.step[way]]
             way, front = int(front.before[way]), source
-            runs += reversed(step.runs)
+            if len(step.runs) == 1:  # what waits beside it depends on the way here
+                runs.append(replace(step.runs[0], segment=replace(step.runs[0].segment, peak_bytes=step.peak)))
+            else:
+                runs += reversed(step.runs)
         segments: list[Segment] = []
         order: list[int] = []
         for run in reversed(runs):

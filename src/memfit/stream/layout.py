@@ -144,7 +144,7 @@ class _Timeline:
         fed = {i for i in inputs if segments.fed(i, segment.begin, segment.end)}
         for i in inputs - fed:
             self._born(i, first)
-        dying = [i for i in inputs - fed if segments.last[i] < segment.end]
+        dying = [i for i, whole in self.whole.items() if not whole.deaths and segments.last[i] < segment.end]
         streamed = (
             all(op.streams for op in ops) and not segment.in_place and (len(ops) > 1 or segment.overlaps or bool(fed))
         )

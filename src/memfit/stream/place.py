@@ -19,7 +19,7 @@ import numpy as np
 from memfit.packing import Problem
 from memfit.packing.blocks import Block
 
-TRIES = 20
+TRIES = 5
 """How often a block may be placed in one search, on average."""
 
 FEW = 1000
@@ -47,6 +47,7 @@ class Placer:
         self.blocks, self.count = problem.blocks, len(ends)
         self.stuck = self.count
         """The segment that the last search could not reach or fill: what stands in the way."""
+        self.high = [block.high for block in self.blocks]
         self.lives = [
             range(bisect_right(ends, block.lower), bisect_left(ends, block.upper) + 1) if block.parts else range(0)
             for block in self.blocks
@@ -104,7 +105,7 @@ class _Search:
         self.met: dict[int, int] = {}
         """Block → the place in the order where it is met first."""
         turn = {segment: at for at, segment in enumerate(self.order)}
-        for i in sorted(range(len(self.blocks)), key=lambda i: -self.blocks[i].high):
+        for i in sorted(range(len(self.blocks)), key=lambda i: -placer.high[i]):
             turns = [turn[segment] for segment in placer.lives[i]]
             if turns:
                 first, last = min(turns), max(turns)
@@ -136,7 +137,8 @@ class _Search:
         for _ in self._ways(at, 0):
             if self.tries < 0:
                 return set()
-            if not any(self._fits(at, choose) for choose in (_lowest, _tightest, _highest)):
+            roomy = not self.local[at] or self._gaps(self.local[at][0])
+            if not roomy or not any(self._fits(at, choose) for choose in (_lowest, _tightest, _highest)):
                 continue
             self.reached = max(self.reached, at + 1)
             found = self._go(at + 1)
@@ -180,12 +182,12 @@ class _Search:
     def _gaps(self, block: int) -> Gaps:
         """Find where a block may lie, given all that is placed."""
         self.tries -= 1
-        mine, taken = self.blocks[block], []
+        taken = []
         for other in self.placer.near[block]:
             offset = self.offsets[other]
             if offset is not None:
                 taken += [(offset + low, offset + high) for low, high in self.placer.apart(other, block)]
-        gaps, at, last = [], mine.least, self.height - mine.high
+        gaps, at, last = [], self.blocks[block].least, self.height - self.placer.high[block]
         for low, high in sorted(taken):
             if at <= min(low, last):
                 gaps.append((at, min(low, last)))

@@ -227,11 +227,12 @@ def _upto(
                 live = {*passes.through.live(cut), *passes.ahead(cut, known), *held}
                 waiting = sum(values[i].nbytes for i in live)
                 inside = segment.peak_bytes - sum(values[i].nbytes for i in held)
-                peak = waiting + max(inside, _gate_bytes(given, gate))
+                after = waiting + _gate_bytes(given, gate)
+                peak = max(waiting + inside, after)
                 if peak >= limit_bytes:
                     continue
-                runs = [Run(ops, segment)]
-                runs += [Run((index,), Segment(index, index + 1, 1, peak, 0)) for index in chain]
+                runs = [Run(ops, replace(segment, peak_bytes=waiting + inside))]
+                runs += [Run((index,), Segment(index, index + 1, 1, after, 0)) for index in chain]
                 reads = segment.stripes if fed else 0
                 yield (
                     (place, known + 1),

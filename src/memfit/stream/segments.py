@@ -158,10 +158,11 @@ class Segments:
             self.last[value.index] = self.count if value.leaves else last
         for i in network.inputs:
             readers = self.values[i].readers
-            by_row = not self.values[i].leaves and all(self.ops[r].streams for r in readers)
-            if resident or not readers or not by_row:
+            if not readers and not self.values[i].leaves:
+                self.last[i] = 0  # resident, it is there until the first operation is done; fed, it is never taken
+            if resident or self.values[i].leaves or not all(self.ops[r].streams for r in readers):
                 self.whole.add(i)
-            else:
+            elif readers:
                 self.reads[i] = _reads([(r, self.ops[r].origin) for r in readers])
         self._live: dict[int, list[int]] = {}
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
@@ -204,8 +205,9 @@ class Segments:
         crossing = [0] * (self.count + 1)
         for i, value in self.values.items():
             if value.producer != INPUT or i in self.network.inputs:  # what is given besides has one row
-                for cut in range(value.producer + 1, min(self.last[i], self.count - 1) + 1):
-                    crossing[cut] += 1
+                for first, last in self.reads.get(i, [(value.producer, self.last[i])]):
+                    for cut in range(first + 1, min(last, self.count - 1) + 1):
+                        crossing[cut] += 1
         starts, start = [], 0
         for cut in range(self.count):
             if crossing[cut] <= 1:
@@ -247,10 +249,11 @@ class Segments:
 
     def fed_rows(self, value: int, begin: int, end: int) -> int:
         """Give the height of a fed input's line buffer in a segment `[begin, end)`, whatever read it before."""
-        times = self.reads[value]
-        if len(times) == 1:
+        times = [(first, last) for first, last in self.reads[value] if begin <= first < end]
+        if len(self.reads[value]) == 1:
             return self.heights(end)[value]
-        key = (min(first for first, _ in times if first >= begin), end)
+        cuts = (cut for cut in range(times[-1][1] + 1, end) if self._starts[cut] == cut)
+        key = (times[0][0], next(cuts, end))
         if key not in self._heights:
             self._heights[key] = self.follow(*key)
         return self._heights[key][value]
@@ -486,9 +489,8 @@ class Segments:
                     a, b = wanted[i]
                     kept = shared.rows_kept(i)
                     if len(self.reads[i]) > 1:
-                        kept = np.array(
-                            [f and self.fed_rows(i, op.index, int(e)) for f, e in zip(fed, ends, strict=True)]
-                        )
+                        there = zip(fed & usable.any(axis=0), ends, strict=True)
+                        kept = np.array([read and self.fed_rows(i, op.index, int(end)) for read, end in there])
                     own = own + fed * kept * values[i].pixel_bytes * (b - a)
                     usable &= ~fed | single | (extra > 0)
                     if self.passes is not None:
