@@ -48,9 +48,14 @@ SMALL: dict[str, Callable[[], bytes]] = {
 
 
 @cache
+def built(name: str) -> bytes:
+    """A known architecture, small, as a file."""
+    return SMALL[name]()
+
+
+@cache
 def small(name: str) -> TfliteModel:
-    """A known architecture, small."""
-    return parse_model(SMALL[name]())
+    return parse_model(built(name))
 
 
 @cache
@@ -303,7 +308,7 @@ def test_the_real_runtime_gives_the_same(tmp_path: Path) -> None:
 
     for name in ("mcunet", "unet"):
         path = tmp_path / "net.tflite"
-        path.write_bytes(SMALL[name]())
+        path.write_bytes(built(name))
         model = read_model(path)
         batch = [values(model, seed) for seed in range(3)]
         plan = best(records(model))
@@ -454,7 +459,7 @@ def test_an_operator_without_a_kernel_is_refused() -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "net.tflite"
-    path.write_bytes(SMALL["mcunet"]())
+    path.write_bytes(built("mcunet"))
     return path
 
 
