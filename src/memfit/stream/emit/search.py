@@ -435,6 +435,8 @@ class Search:
         """Make one patch after the other as high as it can be, until all rows are done or no row fits."""
         rows = self.network.images[stretch.output].height
         done, size = 0, rows
+        if self._fits(stretch, height, 0, 1, upward=upward) is None:  # most that fail do so here, for every height
+            return
         while done < rows:
             best: tuple[int, Cost] | None = None
             low, high = 1, rows - done
