@@ -17,6 +17,7 @@ from memfit.cli.main import main
 from memfit.errors import InternalError, OutputError, SourceError, UsageError
 from memfit.formats.tflite import TfliteModel, parse_model, read_model
 from memfit.memory.tflm import arena
+from memfit.packing import Problem
 from memfit.plan.arena import planned_file
 from memfit.plan.runtime import Runtime
 from memfit.plan.verify import sample_inputs
@@ -91,6 +92,48 @@ def test_rows_that_count_as_the_images_own_are(seed: int) -> None:
         assert found.outputs == len(got)
         for row in range(found.low, found.high):
             assert got[row - found.start] == wanted[row]
+
+
+def grown_outputs(values: list[int], window: Window, padding: int, count: int) -> list[int]:
+    """A one-dimensional transposed convolution with weights 1, 2, 3 …"""
+    before = fit(count, window.kernel, window.stride, padding)[1]
+    found = [0] * count
+    for i, value in enumerate(values):
+        for k in range(window.kernel):
+            if 0 <= (place := i * window.stride - before + k) < count:
+                found[place] += (k + 1) * value
+    return found
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_rows_that_a_transposed_convolution_makes_right_of_a_band(seed: int) -> None:
+    draw = random.Random(seed)
+    length, stride, padding = draw.randint(2, 12), draw.randint(1, 3), draw.choice((SAME, VALID))
+    kernel = stride + draw.randint(0, 3)
+    count = length * stride if padding == SAME else (length - 1) * stride + kernel
+    window = Window(kernel, stride, fit(count, kernel, stride, padding)[1], length, count, grows=True)
+    image = [draw.randint(1, 10**6) for _ in range(length)]
+    wanted = grown_outputs(image, window, padding, count)
+    start = draw.randrange(length)
+    end = draw.randint(start + 1, length)
+    low = draw.randint(start, end)
+    high = draw.randint(low, end)
+    band = [image[i] if low <= i < high else draw.randint(1, 10**6) for i in range(start, end)]
+    found = made(window, padding, (start, end), (low, high))
+    assert found is not None
+    got = grown_outputs(band, window, padding, found.outputs)
+    right = [row for row in range(found.low, found.high) if got[row - found.start] == wanted[row]]
+    assert right == list(range(found.low, found.high))
+    first = draw.randrange(count)
+    last = draw.randint(first + 1, count)
+    needed = window.needs(first, last)
+    chosen = choose(window, window, Need(first, last, first, last), junk=False)
+    assert chosen is not None
+    assert (chosen.need.low, chosen.need.high) == needed
+    rows = made(window, chosen.padding, chosen.need[2:4], needed)
+    assert rows is not None
+    assert rows.low <= first
+    assert rows.high >= last
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -284,6 +327,34 @@ def test_extra_work_is_that_of_rows_computed_twice() -> None:
     draft = lower(network, [Unit(0, 2, (0, 8, 16))])
     assert [draft.tensors[o.outputs[0]].shape[1] for o in draft.operators if o.name == "CONV_2D"] == [9, 9, 9, 9]
     assert macs_of(network, draft) * 16 == network_macs(network) * 18
+
+
+def test_a_residuals_sum_is_written_over_its_input_which_passes_by_a_unit_before() -> None:
+    """The wide value in patches twice: up to its depthwise convolution, and from there to the sum."""
+    net = Net()
+    x = net.conv(net.input(1, 16, 8, 3), 8)
+    y = net.depthwise(net.conv(x, 48, kernel=1))
+    z = net.add(x, net.conv(y, 8, kernel=1))
+    model = parse_model(net.build(net.conv(z, 8)))
+    network = network_of(model)
+    draft = lower(network, [Unit(0, 1, ()), Unit(1, 3, (0, 8, 16), True), Unit(3, 5, (0, 8, 16)), Unit(5, 6, (), True)])
+    whole, wide = 16 * 8 * 8, 16 * 8 * 48
+    assert [len(cut.tensors) for cut in draft.cuts] == [1, 1, 2, 1, 1]
+    assert draft.root(draft.whole[x]) == (draft.whole[z], 0)
+    last = blocks(draft)[3]  # half of the 1 by 1 convolution's rows besides
+    assert Problem(last.buffers).lower_bound == wide + whole + whole // 2 < bound(draft) < arena(model).head_bytes
+    places = place(draft, bound(draft))
+    assert places.failed == ()
+    prove(network, draft, places.offsets, parse_model(write(draft, places.offsets)))
+
+
+def test_skip_connections_pass_by_units_of_patches() -> None:
+    found = emit(parse_model(models.unet()))
+    network = network_of(found.plan.source)
+    cut = [unit for unit in found.units if unit.cuts]
+    assert any(len(network.live(unit.begin)) > 1 and len(network.live(unit.end)) > 1 for unit in cut)
+    assert any(network.nodes[k].operator.name == "TRANSPOSE_CONV" for unit in cut for k in range(unit.begin, unit.end))
+    assert found.arena.smallest_bytes < 0.9 * found.plan.arena.smallest_bytes
 
 
 # -- what proof is worth ----------------------------------------------------------------------------------------------
