@@ -140,10 +140,9 @@ def _without_work(segments: Segments) -> int:
     ends = range(1, segments.count + 1)
     plain = max((segments.plain(end - 1).peak_bytes for end in ends), default=0)
     lowest = [0] + [plain] * segments.count
-    for segment in sorted(segments.among(ends, 0, plain + 1, 1), key=lambda segment: segment.end):
-        if not segment.overlaps:
-            peak = max(lowest[segment.begin], segment.peak_bytes)
-            lowest[segment.end] = min(lowest[segment.end], peak)
+    found = segments.among(ends, 0, plain + 1, 1, overlaps=False)
+    for segment in sorted(found, key=lambda segment: segment.end):
+        lowest[segment.end] = min(lowest[segment.end], max(lowest[segment.begin], segment.peak_bytes))
     return lowest[-1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from memfit.errors import UsageError
@@ -125,6 +126,11 @@ class StreamNetwork:
     def macs(self) -> int:
         """Multiply-accumulates of the plain run."""
         return sum(op.macs for op in self.ops)
+
+    @cached_property
+    def followed(self) -> dict[tuple[int, int], dict[int, int]]:
+        """Where rows have been followed: operations `[begin, end)` → value → most rows kept; `Segments` fills it in."""
+        return {}
 
 
 def network_of(graph: Graph) -> StreamNetwork:

@@ -146,8 +146,7 @@ def _simpler(segments: Segments, choice: Choice) -> list[Segment]:
     ends = [segment.end for segment in choice.segments if segment.overlaps]
     simple = {
         (rival.begin, rival.end): rival
-        for rival in reversed(list(segments.among(ends, 0, choice.peak_bytes + 1, 1)))
-        if not rival.overlaps
+        for rival in reversed(list(segments.among(ends, 0, choice.peak_bytes + 1, 1, overlaps=False)))
     }
     return [
         replace(simple.get((segment.begin, segment.end), segment), extra_macs=segment.extra_macs)

@@ -165,7 +165,6 @@ class Segments:
             elif readers:
                 self.reads[i] = _reads([(r, self.ops[r].origin) for r in readers])
         self._live: dict[int, list[int]] = {}
-        self._heights: dict[tuple[int, int], dict[int, int]] = {}
         self._made: dict[int, dict[int, Integers] | None] = {}
         self._kept: dict[tuple[int, int, int], Integers | None] = {}
         self._starts = self._pieces()
@@ -240,10 +239,7 @@ class Segments:
                     break
             if begin >= end:
                 break
-            key = (begin, end)
-            if key not in self._heights:
-                self._heights[key] = self.follow(begin, end)
-            found.update(self._heights[key])
+            found.update(self.follow(begin, end))
             end = begin
         return found
 
@@ -253,10 +249,7 @@ class Segments:
         if len(self.reads[value]) == 1:
             return self.heights(end)[value]
         cuts = (cut for cut in range(times[-1][1] + 1, end) if self._starts[cut] == cut)
-        key = (times[0][0], next(cuts, end))
-        if key not in self._heights:
-            self._heights[key] = self.follow(*key)
-        return self._heights[key][value]
+        return self.follow(times[0][0], next(cuts, end))[value]
 
     def step_count(self, begin: int, end: int) -> int:
         """Count the rows that flow through operations `[begin, end)` in one stripe, as `Flow.steps` gives them."""
@@ -272,10 +265,13 @@ class Segments:
 
     def follow(self, begin: int, end: int) -> dict[int, int]:
         """Let rows flow through operations `[begin, end)` and give the most rows that each value read there keeps."""
-        flow = Flow(self, begin, end)
-        for _ in flow.steps():
-            pass
-        return flow.most
+        known = self.network.followed
+        if (begin, end) not in known:
+            flow = Flow(self, begin, end)
+            for _ in flow.steps():
+                pass
+            known[begin, end] = flow.most
+        return known[begin, end]
 
     # -- bytes and work -----------------------------------------------------------------------------------------------
 
@@ -301,6 +297,7 @@ class Segments:
         *,
         again: bool = False,
         every: bool = False,
+        overlaps: bool = True,
     ) -> Iterator[Segment]:
         """Give the segments that end before one of several operations.
 
@@ -311,7 +308,9 @@ class Segments:
             most_stripes: the most stripes to try.
             again: all of it will be computed once more, and is extra work as a whole.
             every: also those that another one of the same operations beats in both bytes and work.
+            overlaps: also those in which rows of the output take the room of rows of an input.
         """
+        overlaps &= not again
         alike: dict[tuple[int, int], list[int]] = {}
         for end in ends:
             streams = self.ops[end - 1].streams
@@ -323,7 +322,7 @@ class Segments:
         for (start, width), found in alike.items():
             for at in range(0, len(found), TOGETHER):
                 shared = self._ends_at(found[at : at + TOGETHER], start, _ways(width, most_stripes))
-                yield from self._streamed(shared, limit_macs, limit_bytes, again=again, every=every)
+                yield from self._streamed(shared, limit_macs, limit_bytes, again=again, every=every, overlaps=overlaps)
 
     def _ends_at(self, ends: Sequence[int], start: int, cuts: _Cuts) -> _Ends:
         heights = tuple(self.heights(end) for end in ends)
@@ -441,7 +440,7 @@ class Segments:
         return found
 
     def _streamed(
-        self, shared: _Ends, limit_macs: int, limit_bytes: int, *, again: bool, every: bool
+        self, shared: _Ends, limit_macs: int, limit_bytes: int, *, again: bool, every: bool, overlaps: bool
     ) -> Iterator[Segment]:
         """Give the segments that work row by row, of all ends and in all ways to cut columns at once."""
         ends, cuts, values = shared.ends, shared.cuts, self.values
@@ -501,7 +500,7 @@ class Segments:
                 count, edge = cuts.ways[way]
                 peak, work = int(most[way, at]), int(extra[way, at])
                 yield Segment(op.index, int(ends[at]), count, peak, work, edge=edge)
-            if not again:
+            if overlaps:
                 least = np.minimum(most[0], limit_bytes)
                 for at in np.flatnonzero(usable[0] & (leaving == 1) & (waiting + own[0] < least)):
                     end = int(ends[at])
