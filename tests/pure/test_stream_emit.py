@@ -349,7 +349,7 @@ def test_a_residuals_sum_is_written_over_its_input_which_passes_by_a_unit_before
 
 
 def test_skip_connections_pass_by_units_of_patches() -> None:
-    found = emit(parse_model(models.unet()))
+    found = emit(parse_model(models.unet()), heights=[9400])
     network = network_of(found.plan.source)
     cut = [unit for unit in found.units if unit.cuts]
     assert any(len(network.live(unit.begin)) > 1 and len(network.live(unit.end)) > 1 for unit in cut)
