@@ -259,7 +259,7 @@ def test_whatever_is_computed_again_is_counted(seed: int, monkeypatch: pytest.Mo
     model = parse_model(stream_nets.hourglass(seed))
     network, given = fold_padding(records(model)), values(model, seed)
     resident = seed % 3 == 0
-    found = skips.Variants(network, 2.0, resident=resident)
+    found = skips.Variants(network, 1.0, resident=resident)
     ways = [choice for choice in found.front if choice.variant]
     for choice in ways[:1] + ways[1:][-1:]:
         executed = reordered(found.segments(choice).network, choice.order)
