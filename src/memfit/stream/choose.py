@@ -68,6 +68,7 @@ class Choices:
         spent = sum(self.repeats.values())
         self.limit_macs = int(cap * (segments.network.macs - spent)) - spent
         self._passes = passes_of(segments)
+        self._fronts: dict[frozenset[tuple[int, ...]], list[Choice]] = {}
         # Stripes and passes only add work: what they are for is a lower peak than without.
         bound = _without_work(segments) + 1
         bound = bound if below is None else min(bound, below)
@@ -87,8 +88,11 @@ class Choices:
             apart: operations of segments that may not count rows of their output as taking the room of rows of their
                 inputs.
         """
-        front = self._best(apart)
-        return [self._choice(front, way) for way in range(len(front.peak))]
+        key = frozenset(apart)
+        if key not in self._fronts:
+            front = self._best(key)
+            self._fronts[key] = [self._choice(front, way) for way in range(len(front.peak))]
+        return self._fronts[key]
 
     def _best(self, apart: Collection[tuple[int, ...]]) -> _Front:
         """Find the best ways to the end of a network."""
