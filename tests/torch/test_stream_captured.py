@@ -207,3 +207,9 @@ def test_operators_read_what_was_made_before() -> None:
     for operator in main.operators:
         assert known.issuperset(operator.inputs)
         known.update(operator.outputs)
+
+
+def test_more_than_before_is_explained() -> None:
+    found = memfit.stream(nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8)), f"1x2x{HEIGHT}x{WIDTH}")
+    assert found.totals["peak_bytes"] > found.totals["baseline_peak_bytes"]
+    assert any("becomes several operators" in note for note in found.notes)

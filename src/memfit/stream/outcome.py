@@ -128,7 +128,7 @@ def stream_network(
         device="cpu",
         rows=rows if per == SEGMENT else tuple({"name": f"{p['extra_macs_share']:.2%}", **p} for p in front),
         totals=totals,
-        notes=tuple(_notes(plan, network, graph, resident=resident)),
+        notes=tuple(_notes(plan, graph, resident=resident, baseline=baseline)),
         environment={},
         settings={
             "max_extra_macs": max_extra_macs,
@@ -305,8 +305,10 @@ def _name(first: str, last: str | None) -> str:
     return f"{first} … {'.'.join(theirs[shared:])}"
 
 
-def _notes(plan: StreamPlan, network: StreamNetwork, graph: Graph, *, resident: bool) -> list[str]:
-    notes = [NOTE] if network.estimated else []
+def _notes(plan: StreamPlan, graph: Graph, *, resident: bool, baseline: int) -> list[str]:
+    notes = [NOTE] if plan.network.estimated else []
+    if plan.network.estimated and plan.peak_bytes > baseline:
+        notes.append("more than before: what mcunet counts as one operation, such as a norm, becomes several operators")
     notes.append(FED if not plan.resident else RESIDENT if resident else TAKEN)
     if plan.passes > 1 and not plan.resident:
         notes.append(
