@@ -84,6 +84,8 @@ class Draft:
     """Tensor → the tensor that it lies in, and how many bytes after its start."""
     numbers: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
     parts: dict[tuple[int, Part], int] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    """By tensor, its bytes, where `nbytes` has found them."""
     scratches: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = field(default_factory=dict)
     """By operator of the old model and shape of its output: what `scratch` has found."""
     cuts: list[Cut] = field(default_factory=list)
@@ -185,11 +187,13 @@ class Draft:
 
     def nbytes(self, tensor: int) -> int:
         """Bytes of a tensor in the arena."""
-        new = self.tensors[tensor]
-        if new.template is None:
-            return 4 * math.prod(new.shape)
-        old = self.model.main.tensors[new.template]
-        return tensor_bytes(old) // max(old.elements, 1) * math.prod(new.shape)
+        found = self.sizes.get(tensor)
+        if found is None:
+            new = self.tensors[tensor]
+            old = None if new.template is None else self.model.main.tensors[new.template]
+            item = 4 if old is None else tensor_bytes(old) // max(old.elements, 1)
+            found = self.sizes[tensor] = item * math.prod(new.shape)
+        return found
 
     def scratch(self, operator: NewOperator) -> tuple[int, ...]:
         """Give the bytes of each buffer that the runtime itself places while an operator runs."""

@@ -113,10 +113,12 @@ def read_bytes(draft: Draft, operator: NewOperator, position: int) -> Iterator[t
         yield start, start + part[2] * row
 
 
-def _last_reads(size: int, written: int, readings: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+def _last_reads(size: int, written: int, readings: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
     """Cut a tensor's bytes into runs with one last reading each: (first byte, end, time)."""
-    runs = [(0, size, written)]
-    for time, low, high in readings:
+    parts = [(time, low, high) for time, low, high in readings if high - low < size]
+    whole = [time for time, low, high in readings if high - low == size]
+    runs = [(0, size, max(whole, default=written))]
+    for time, low, high in parts:
         cut = []
         for start, end, last in runs:
             for a, b, when in (

@@ -214,9 +214,13 @@ class Stretch:
         for time, operator in enumerate(draft.operators, 1):
             own += [(align_up(size, ALIGNMENT), time, time + 1) for size in draft.scratch(operator)]
         found = dict.fromkeys(((False, False), (False, True), (True, False), (True, True)), 0)
-        for time in range(count):
+        changes = [0] * (count + 1)
+        for size, first, end in own:
+            changes[first] += size
+            changes[end] -= size
+        for time, nbytes in enumerate(accumulate(changes[:count])):
             key = time < read, time >= made
-            found[key] = max(found[key], sum(size for size, first, end in own if first <= time < end))
+            found[key] = max(found[key], nbytes)
         for size, first, end in own:  # it lies between what is read and what is made, if it lives with both
             key = first < read, end > made
             found[key] = max(found[key], size)
