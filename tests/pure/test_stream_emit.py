@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.emit import emit, network_macs, prove
 from memfit.stream.emit.lower import lower
 from memfit.stream.emit.nodes import JOIN, TURN, WINDOW, Window, fit, network_of
-from memfit.stream.emit.patch import Unit
+from memfit.stream.emit.patch import Unit, pairs
 from memfit.stream.emit.place import blocks, bound, place
 from memfit.stream.emit.search import Search, macs_of
 from memfit.stream.emit.write import write
@@ -317,6 +318,18 @@ def test_channels_in_groups_share_out_weights_scales_and_work() -> None:
     scales = [f.quantization.scales for f in filters[:3] if f.quantization is not None]
     assert tuple(scale for part in scales for scale in part) == whole.quantization.scales
     assert any(len(names) > 1 for names in map(set, scales))
+
+
+def test_channels_are_not_shared_out_where_a_bias_has_fewer() -> None:
+    net = Net()
+    wide = net.conv(net.input(1, 16, 8, 4), 12, kernel=1)
+    model = parse_model(net.build(net.depthwise(wide, stride=2)))
+    main = model.main
+    odd = main.operators[0].inputs[2]
+    tensors = tuple(t._replace(shape=(1,)) if t.index == odd else t for t in main.tensors)
+    for found, pairs_of in ((model, 1), (replace(model, subgraphs=(main._replace(tensors=tensors),)), 0)):
+        network = network_of(found)
+        assert len(list(pairs(network, network.nodes))) == pairs_of
 
 
 def test_extra_work_is_that_of_rows_computed_twice() -> None:

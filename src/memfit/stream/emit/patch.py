@@ -420,6 +420,7 @@ def pairs(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]
         if (first.operator.name, second.operator.name) != ("CONV_2D", "DEPTHWISE_CONV_2D") or not _is_point(first):
             continue
         filters = [tensors[node.operator.inputs[1]] for node in (first, second)]
+        biases = [tensors[i] for node in (first, second) for i in node.operator.inputs[2:] if i >= 0]
         count = network.images[first.output].channels
         alone = second.inputs == (first.output,) and network.last[first.output] == second.index
         readers = [node for node in network.nodes if first.output in node.inputs]
@@ -427,6 +428,7 @@ def pairs(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[Node, Node]
             filters[0].shape == (count, 1, 1, network.images[first.inputs[0]].channels)
             and filters[1].shape[3] == count == network.images[second.output].channels
             and all(filter.type == "INT8" and filter.is_constant for filter in filters)
+            and all(bias.shape == (count,) and bias.is_constant for bias in biases)
         )
         if alone and fits and len(readers) == 1 and second.rows is not None and second.rows.stride > 1:
             yield first, second
