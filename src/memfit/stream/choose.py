@@ -68,7 +68,7 @@ class Choices:
         spent = sum(self.repeats.values())
         self.limit_macs = int(cap * (segments.network.macs - spent)) - spent
         self._passes = passes_of(segments)
-        self._fronts: dict[frozenset[tuple[int, ...]], list[Choice]] = {}
+        self._fronts: dict[tuple[frozenset[tuple[int, ...]], int], list[Choice]] = {}
         # Stripes and passes only add work: what they are for is a lower peak than without.
         bound = _without_work(segments) + 1
         bound = bound if below is None else min(bound, below)
@@ -77,8 +77,9 @@ class Choices:
         for target, step in steps:
             found.setdefault(target, []).append(step)
         self._found = {target: _undominated(steps) for target, steps in sorted(found.items())}
+        self._saved = -sum(min(0, *(step.extra for step in steps)) for steps in self._found.values())
 
-    def front(self, apart: Collection[tuple[int, ...]] = ()) -> list[Choice]:
+    def front(self, apart: Collection[tuple[int, ...]] = (), most_macs: int | None = None) -> list[Choice]:
         """Find all ways that no other beats in both peak and extra work, from least work to least memory.
 
         Exact among the segments that `Segments` can measure: for each place, every way to it that no other beats is
@@ -87,14 +88,18 @@ class Choices:
         Args:
             apart: operations of segments that may not count rows of their output as taking the room of rows of their
                 inputs.
+            most_macs: ways of more extra work may be left out; None for none.
         """
-        key = frozenset(apart)
+        limit = self.limit_macs
+        if most_macs is not None:  # on the way there may be more, where later segments take less than the plain run
+            limit = min(limit, most_macs - sum(self.repeats.values()) + self._saved)
+        key = frozenset(apart), limit
         if key not in self._fronts:
-            front = self._best(key)
+            front = self._best(*key)
             self._fronts[key] = [self._choice(front, way) for way in range(len(front.peak))]
         return self._fronts[key]
 
-    def _best(self, apart: Collection[tuple[int, ...]]) -> _Front:
+    def _best(self, apart: Collection[tuple[int, ...]], limit_macs: int) -> _Front:
         """Find the best ways to the end of a network."""
         limit = self.segments.passes
         start: Place = (0, 0)
@@ -109,9 +114,9 @@ class Choices:
                     after = reads + step.reads if limit is not None else 0
                     if limit is None or after <= limit:
                         found.setdefault(after, []).append((step, front))
-            fronts[target] = {reads: _joined(ways, self.limit_macs) for reads, ways in found.items()}
+            fronts[target] = {reads: _joined(ways, limit_macs) for reads, ways in found.items()}
         ends = fronts.get((self.segments.count, 0), {})
-        return _joined([(_STAY, front) for front in ends.values()], self.limit_macs)
+        return _joined([(_STAY, front) for front in ends.values()], limit_macs)
 
     def _choice(self, front: _Front, way: int) -> Choice:
         peak, extra = int(front.peak[way]), int(front.extra[way])

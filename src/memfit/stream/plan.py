@@ -93,7 +93,7 @@ def plan_stream(
     """Segments whose output cannot take its input's room: this was in the way of a packing."""
     best: StreamPlan | None = None
     while best is None and len(trials) < TRIES:
-        trial = _Trial(found, _candidate(found.without(apart) if apart else front, limit, max_peak_bytes))
+        trial = _Trial(found, _candidate(found.without(apart, limit) if apart else front, limit, max_peak_bytes))
         best = trial.within(max(trial.draft.bound, max_peak_bytes or 0))
         if best is None:
             trials.append(trial)

@@ -88,15 +88,16 @@ class Variants:
         """Give the segments of the network as it is written for a choice."""
         return self.choices[choice.variant].segments
 
-    def without(self, apart: Collection[tuple[int, Order]]) -> list[Choice]:
+    def without(self, apart: Collection[tuple[int, Order]], most_macs: int | None = None) -> list[Choice]:
         """Find the front where segments, each a variant and its operations, may not be taken as they are.
 
-        These may not count rows of their output as taking the room of rows of their inputs.
+        These may not count rows of their output as taking the room of rows of their inputs. Ways of more extra
+        work than `most_macs` may be left out.
         """
         found = []
         for variant, choices in enumerate(self.choices):
             own = [ops for number, ops in apart if number == variant]
-            found += [replace(choice, variant=variant) for choice in choices.front(own)]
+            found += [replace(choice, variant=variant) for choice in choices.front(own, most_macs)]
         return _merged(found)
 
     def _longer(self, order: Order, front: list[Choice]) -> Iterator[_Way]:
