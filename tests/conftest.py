@@ -1,6 +1,5 @@
 """Settings of all tests."""
 
-import os
+from memfit.cli.threads import multiply_alone
 
-# Matrix products of the tests are too small to share among threads; NumPy reads this when it is imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+multiply_alone()  # before NumPy is imported

@@ -20,6 +20,8 @@ from memfit.formats.tflite import Operator, TfliteModel, parse_model
 from memfit.kernels import kernel_of
 from memfit.kernels.interpreter import dtype_of
 from memfit.kernels.kernel import constant
+from memfit.stream.layout import Arena, Draft
+from memfit.stream.segments import Segment, Segments
 
 SIZE = 45
 """Root of the mean square that the integers of each tensor are given."""
@@ -429,3 +431,9 @@ _STEPS = (
         x, net.given(*net.shape(x)[1:]) if pick.random() < 0.5 else net.given(net.shape(x)[3])
     ),
 )
+
+
+def lay_out(segments: Segments, chosen: Sequence[Segment]) -> Arena:
+    """Place every buffer of a choice of segments."""
+    draft = Draft(segments, chosen)
+    return draft.within(draft.bound) or draft.anyhow()

@@ -25,9 +25,9 @@ from memfit.kernels import Interpreter
 from memfit.kernels.kernel import Array
 from memfit.packing import Buffer, violations
 from memfit.stream import Execution, Executor, StreamNetwork, StreamPlan, execute, plan_stream, records, skips, verify
-from memfit.stream.layout import lay_out, line_name, sums_name, value_name
+from memfit.stream.layout import line_name, sums_name, value_name
 from memfit.stream.padding import fold_padding
-from memfit.stream.recompute import reordered
+from memfit.stream.reorder import reordered
 from memfit.stream.segments import Segment, Segments
 
 SHARED = Path(__file__).parents[3] / "shared" / "models"
@@ -98,7 +98,7 @@ def plan_at_random(network: StreamNetwork, pick: random.Random) -> StreamPlan:
 
 
 def plan_of(segments: Segments, chosen: list[Segment], macs: int) -> StreamPlan:
-    arena = lay_out(segments, chosen)
+    arena = stream_nets.lay_out(segments, chosen)
     extra = sum(segment.extra_macs for segment in chosen) + segments.network.macs - macs
     return StreamPlan(segments.network, segments.resident, arena, extra, macs, (), True)
 
@@ -263,7 +263,7 @@ def test_whatever_is_computed_again_is_counted(seed: int, monkeypatch: pytest.Mo
     ways = [choice for choice in found.front if choice.variant]
     for choice in ways[:1] + ways[1:][-1:]:
         executed = reordered(found.segments(choice).network, choice.order)
-        arena = lay_out(Segments(executed, resident=resident), choice.segments)
+        arena = stream_nets.lay_out(Segments(executed, resident=resident), choice.segments)
         assert arena.problem.lower_bound == choice.peak_bytes
         plan = StreamPlan(executed, resident, arena, choice.extra_macs, network.macs, (), True)
         agrees(plan, given, Interpreter(model).run(given))

@@ -16,10 +16,11 @@ from memfit.kernels import KERNELS, Region
 from memfit.kernels.window import Axis
 from memfit.packing import violations
 from memfit.stream import StreamNetwork, StreamOp, network_of, plan_stream, records
-from memfit.stream.choose import choose, within
-from memfit.stream.layout import lay_out, value_name
+from memfit.stream.choose import Choices, within
+from memfit.stream.layout import value_name
 from memfit.stream.reach import bilinear, nearest, transposed, window
-from memfit.stream.recompute import gates_of, reordered
+from memfit.stream.recompute import gates_of
+from memfit.stream.reorder import reordered
 from memfit.stream.segments import Flow, Segment, Segments
 
 
@@ -332,11 +333,11 @@ def test_a_slow_simulator_agrees(seed: int) -> None:
 def test_packings_are_valid_and_reach_the_plan(seed: int) -> None:
     network = draw(seed)
     for resident in (False, True):
-        front = choose(Segments(network, resident=resident))
+        front = Choices(Segments(network, resident=resident)).front()
         assert [c.extra_macs for c in front] == sorted(c.extra_macs for c in front)
         for choice in front:
             executed = reordered(network, choice.order)
-            arena = lay_out(Segments(executed, resident=resident), choice.segments)
+            arena = stream_nets.lay_out(Segments(executed, resident=resident), choice.segments)
             assert not violations(arena.problem, arena.packing.offsets, height=arena.packing.height)
             assert arena.problem.lower_bound == choice.peak_bytes
 
@@ -346,9 +347,9 @@ def test_what_lives_is_what_the_plan_counts(seed: int) -> None:
     """Passes, gates that wait for their image, and inputs that nobody reads among them."""
     network = records(parse_model(stream_nets.drawn(seed)))
     for resident in (False, True):
-        for choice in choose(Segments(network, resident=resident)):
+        for choice in Choices(Segments(network, resident=resident)).front():
             executed = reordered(network, choice.order)
-            arena = lay_out(Segments(executed, resident=resident), choice.segments)
+            arena = stream_nets.lay_out(Segments(executed, resident=resident), choice.segments)
             assert arena.problem.lower_bound == choice.peak_bytes
             assert max(segment.peak_bytes for segment in choice.segments) == choice.peak_bytes
 
@@ -408,7 +409,7 @@ def test_no_other_way_to_cut_is_better(seed: int) -> None:
     if segments.count > 8:
         return
     walk(segments.count, 0, 0)
-    front = choose(segments)
+    front = Choices(segments).front()
     assert all((choice.extra_macs, choice.peak_bytes) >= min(ways) for choice in front)
     for extra, peak in ways:
         best = within(front, extra_macs=extra)
@@ -475,11 +476,11 @@ def test_what_is_computed_again_is_an_ordinary_network() -> None:
 @pytest.mark.parametrize("resident", [False, True])
 def test_passes_are_counted_as_they_are_laid_out(seed: int, resident: bool) -> None:
     network = excited(seed)
-    front = choose(Segments(network, resident=resident))
+    front = Choices(Segments(network, resident=resident)).front()
     assert [c.peak_bytes for c in front] == sorted((c.peak_bytes for c in front), reverse=True)
     for choice in front:
         executed = reordered(network, choice.order)
-        arena = lay_out(Segments(executed, resident=resident), choice.segments)
+        arena = stream_nets.lay_out(Segments(executed, resident=resident), choice.segments)
         assert arena.problem.lower_bound == choice.peak_bytes
         work = 0
         for layout in arena.layouts:

@@ -1,7 +1,7 @@
 """The arena problem: buffers with lifetimes, planners that place them, and an independent validator."""
 
 from memfit.packing.buffers import Alias, Buffer, PackingError, Span
-from memfit.packing.planners import PLANNERS, pack
+from memfit.packing.planners import PLANNERS, checked, pack
 from memfit.packing.problem import Packing, Problem
 from memfit.packing.validator import Violation, violations
 
@@ -14,6 +14,7 @@ __all__ = [
     "Problem",
     "Span",
     "Violation",
+    "checked",
     "pack",
     "violations",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from memfit.errors import InternalError, UsageError
@@ -136,25 +136,27 @@ def pack(
         placed, bound = exact(problem.blocks, capacity, budget, progress)
     else:
         placed, bound = chosen.place(problem.blocks), problem.lower_bound
-    offsets = problem.offsets(placed)
-    found = height(problem.blocks, placed)
+    packing = checked(problem, placed, planner, bound)
+    notes = _notes(budget, packing.height, bound, capacity)
+    return replace(packing, nodes=budget.used, capacity=capacity, notes=notes)
+
+
+def checked(problem: Problem, placed: Sequence[int], planner: str, bound: int) -> Packing:
+    """Make a packing of the offsets of a problem's blocks, which the independent validator has seen.
+
+    Raises:
+        InternalError: the planner made one that is not valid.
+    """
+    offsets, found = problem.offsets(placed), height(problem.blocks, placed)
     broken = violations(problem, offsets, height=found)
     if broken:
         raise InternalError(
             "a planner made a packing that is not valid",
-            where=f"planner {planner}",
+            where=f"planner {planner}, {len(problem.buffers)} buffers",
             received=broken[0].message,
             todo="report this with the problem; another planner may do",
         )
-    return Packing(
-        offsets=offsets,
-        height=found,
-        lower_bound=bound,
-        planner=planner,
-        nodes=budget.used,
-        capacity=capacity,
-        notes=_notes(budget, found, bound, capacity),
-    )
+    return Packing(offsets, found, bound, planner)
 
 
 def _notes(budget: Budget, found: int, bound: int, capacity: int | None) -> tuple[str, ...]:

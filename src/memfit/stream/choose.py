@@ -139,11 +139,6 @@ class Choices:
         return Choice(peak, extra + sum(self.repeats.values()), tuple(segments), tuple(order))
 
 
-def choose(segments: Segments, cap: float = CAP) -> list[Choice]:
-    """Find the front of a network; see `Choices`."""
-    return Choices(segments, cap).front()
-
-
 def _without_work(segments: Segments) -> int:
     """Find the lowest peak of full rows, each computed once, none in the room of another value."""
     ends = range(1, segments.count + 1)

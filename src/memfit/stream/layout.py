@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memfit.errors import InternalError
-from memfit.packing import Alias, Buffer, Packing, Problem, pack, violations
+from memfit.packing import Alias, Buffer, Packing, Problem, checked, pack
 from memfit.packing.buffers import Span as Rectangle
-from memfit.packing.greedy import height
 from memfit.stream.place import Placer
 from memfit.stream.reach import Span
 from memfit.stream.segments import SUM_BYTES, Flow, LineBuffer, Segment, Segments
@@ -246,7 +244,7 @@ class Draft:
         for start in self._starts:
             placed = self._placer.place(height, start)
             if placed is not None:
-                return Arena(self.layouts, self.problem, self._checked(placed))
+                return Arena(self.layouts, self.problem, checked(self.problem, placed, "segments", self.bound))
         return None
 
     def lowest(self, below: int) -> Arena | None:
@@ -262,22 +260,3 @@ class Draft:
         """Place every buffer, within twice the most bytes live, or by a planner that always finds a way."""
         found = self.lowest(2 * self.bound + 1)
         return Arena(self.layouts, self.problem, pack(self.problem, "size")) if found is None else found
-
-    def _checked(self, placed: Sequence[int]) -> Packing:
-        """Make a packing, which the independent validator has seen."""
-        offsets, found = self.problem.offsets(placed), height(self.problem.blocks, placed)
-        broken = violations(self.problem, offsets, height=found)
-        if broken:
-            raise InternalError(
-                "a packing by segments is not valid",
-                where=f"{len(self.problem.buffers)} buffers",
-                received=broken[0].message,
-                todo="report this with the network",
-            )
-        return Packing(offsets, found, self.bound, "segments")
-
-
-def lay_out(segments: Segments, chosen: Sequence[Segment]) -> Arena:
-    """Place every buffer of a choice of segments; see `Draft`."""
-    draft = Draft(segments, chosen)
-    return draft.within(draft.bound) or draft.anyhow()

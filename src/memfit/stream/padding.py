@@ -18,7 +18,7 @@ from memfit.kernels.window import BEFORE, window
 from memfit.plan.estimate import CAPTURED
 from memfit.stream.network import StreamNetwork, StreamOp, paddings
 from memfit.stream.reach import chained
-from memfit.stream.recompute import reordered
+from memfit.stream.reorder import reordered
 
 _CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 

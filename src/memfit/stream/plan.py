@@ -9,7 +9,7 @@ from memfit.stream.choose import CAP, Choice, within
 from memfit.stream.layout import Arena, Draft, SegmentLayout, value_name
 from memfit.stream.network import StreamNetwork
 from memfit.stream.padding import fold_padding
-from memfit.stream.recompute import reordered
+from memfit.stream.reorder import reordered
 from memfit.stream.segments import Segment, Segments
 from memfit.stream.skips import Order, Variants
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from memfit.stream.choose import Choice, Choices, within
 from memfit.stream.network import INPUT, StreamNetwork
-from memfit.stream.recompute import reordered
+from memfit.stream.reorder import reordered
 from memfit.stream.segments import Segments
 
 OPERATIONS = 600

@@ -16,7 +16,7 @@ from memfit.plan.arena import ArenaPlan, plan_arena, planned_file
 from memfit.plan.verify import sample_inputs
 from memfit.stream.emit.draft import Draft
 from memfit.stream.emit.lower import lower
-from memfit.stream.emit.nodes import TYPES, Network, Node, network_of
+from memfit.stream.emit.nodes import ONLY_TYPES, TYPES, Network, Node, network_of
 from memfit.stream.emit.patch import CannotPatch, Unit
 from memfit.stream.emit.place import SCRATCH, bound, buffers, place
 from memfit.stream.emit.search import Choice, Search, macs_of
@@ -146,7 +146,7 @@ def check(model: TfliteModel) -> None:
     types = dict.fromkeys(model.main.tensors[o.outputs[0]].type for o in operators)
     if not TYPES & set(types):
         raise UsageError(
-            f"patches are of {', '.join(sorted(TYPES))} only",
+            ONLY_TYPES,
             where=model.source,
             received=f"convolutions of {', '.join(types)}",
             todo="convert the model to int8; memfit plan gives the lowest arena of it as it is",

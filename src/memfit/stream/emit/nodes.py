@@ -21,6 +21,8 @@ SAME, VALID = 0, 1
 TYPES = frozenset({"INT8", "INT16", "FLOAT32"})
 """What patches are computed in: each output is summed by itself, in one order, and zeros may be added to the sum."""
 
+ONLY_TYPES = f"patches are of {', '.join(sorted(TYPES))} only"
+
 _CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 _GROWING = "TRANSPOSE_CONV"
 _POOLS = frozenset({"AVERAGE_POOL_2D", "MAX_POOL_2D"})
@@ -257,7 +259,7 @@ def _kind(
     if y is None or not inputs or any(i not in images for i in inputs):
         return "it is not from image to image, one at a time"
     if any(tensors[i].type not in TYPES or tensors[i].is_variable for i in (*inputs, out)):
-        return "patches are of INT8, INT16 and FLOAT32 only"
+        return ONLY_TYPES
     x = images[inputs[0]]
     name = operator.name
     same_rows, same_columns = Window(1, 1, 0, y.height, y.height), Window(1, 1, 0, y.width, y.width)
